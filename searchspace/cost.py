@@ -1,0 +1,155 @@
+"""Costs that add up over sub-blocks: parameters, bytes, FLOPs, table latency.
+
+Nothing here is a second, hand-written formula: each figure is read off the module itself, built on
+the meta device, once per different sub-block.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
+
+from searchspace.arch import Arch, LayerArch, ffn_spec, mixer_spec
+from searchspace.specs import ABSENT, EndsSpec, SubBlockSpec
+from searchspace.sub_blocks import build_sub_block
+from searchspace.subnet import weight_bytes as module_weight_bytes
+
+if TYPE_CHECKING:
+    from searchspace.space import SearchSpace
+
+SpecCost = Callable[[SubBlockSpec], float]
+
+
+@functools.cache
+def num_params(spec: SubBlockSpec) -> int:
+    """Return the number of parameters of a sub-block."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_sub_block(spec).parameters())
+
+
+@functools.cache
+def weight_bytes(spec: SubBlockSpec) -> int:
+    """Return the bytes of a sub-block's weights once packed."""
+    with torch.device("meta"):
+        return module_weight_bytes(build_sub_block(spec))
+
+
+@functools.cache
+def flops(spec: SubBlockSpec, tokens: int) -> int:
+    """Return the FLOPs of the matrix products of one forward pass over `tokens` tokens."""
+    with torch.device("meta"), torch.no_grad():
+        block = build_sub_block(spec)
+        if isinstance(spec, EndsSpec):
+            inputs = torch.zeros(1, tokens, dtype=torch.long)
+        else:
+            inputs = torch.zeros(1, tokens, spec.d_model)
+        with FlopCounterMode(display=False) as counter:
+            block(inputs)
+    return int(counter.get_total_flops())
+
+
+def arch_cost(arch: Arch, cost: SpecCost) -> float:
+    """Return the sum of a cost over an arch's sub-blocks, the ends included."""
+    return sum(cost(spec) for spec in arch.sub_blocks())
+
+
+class CostTable:
+    """An additive cost of every choice of a space, to price many genotypes at once.
+
+    Args:
+        space: the search space.
+        cost: cost of one sub-block, in any unit.
+        intercept: added once per network.
+        per_sub_block: added for every sub-block, the ends included.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        cost: SpecCost,
+        intercept: float = 0.0,
+        per_sub_block: float = 0.0,
+    ) -> None:
+        self.space = space
+        self._intercept = intercept
+        self._halves = [_Half(space, genes) for genes in (_mixer_genes(space), _ffn_genes(space))]
+
+        def priced(spec: SubBlockSpec | None) -> float:
+            return 0.0 if spec is None else cost(spec) + per_sub_block
+
+        self._ends = np.array([priced(EndsSpec(d, space.vocab_size)) for d in space.d_model])
+        self._tables = [
+            np.array([[priced(half.spec(combo, d)) for combo in half.combos] for d in space.d_model])
+            for half in self._halves
+        ]
+
+    def of(self, genotypes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the cost of each row of canonical `genotypes` (n, genes), shape (n,)."""
+        space = self.space
+        width = space.indices(genotypes, "d_model")
+        total = self._ends[width] + self._intercept
+        for slot in range(space.num_layers):
+            active = space.indices(genotypes, f"layers.{slot}.skip") == 0
+            for half, table in zip(self._halves, self._tables, strict=True):
+                total = total + active * table[width, half.index(genotypes, slot)]
+        return total
+
+
+def _mixer_genes(space: SearchSpace) -> tuple[str, ...]:
+    return ("mixer", *space.mixer_options(), "heads", "position", "mixer_precision", "norm")
+
+
+def _ffn_genes(space: SearchSpace) -> tuple[str, ...]:
+    return ("ffn", "intermediate_size", "ffn_precision", "norm")
+
+
+class _Half:
+    """The mixer or the FFN half of a layer: its genes and all their combinations."""
+
+    def __init__(self, space: SearchSpace, genes: tuple[str, ...]) -> None:
+        self.space = space
+        self.genes = genes
+        choices = space.layer_choices()
+        self.sizes = [len(choices[gene]) for gene in genes]
+        base: dict[str, Any] = {gene: options[0] for gene, options in choices.items()}
+        base |= {"skip": False}
+        self.is_mixer = genes[0] == "mixer"
+        base |= {"intermediate_size": 0} if self.is_mixer else {"mixer": ABSENT}
+        self.combos = [
+            space.layer({**base, **dict(zip(genes, values, strict=True))})
+            for values in itertools.product(*(choices[gene] for gene in genes))
+        ]
+
+    def spec(self, layer: LayerArch, d_model: int) -> SubBlockSpec | None:
+        if self.is_mixer:
+            absent = layer.mixer == ABSENT
+            return None if absent else mixer_spec(layer, d_model, self.space.head_dim)
+        return ffn_spec(layer, d_model) if layer.intermediate_size else None
+
+    def index(self, genotypes: NDArray[np.int64], slot: int) -> NDArray[np.int64]:
+        out = np.zeros(len(genotypes), dtype=np.int64)
+        for gene, size in zip(self.genes, self.sizes, strict=True):
+            out = out * size + self.space.indices(genotypes, f"layers.{slot}.{gene}")
+        return out
+
+
+def reachable_specs(space: SearchSpace) -> list[SubBlockSpec]:
+    """Return every different sub-block an arch of the space can contain, the ends last."""
+    found: dict[SubBlockSpec, None] = {}
+    for genes in (_mixer_genes(space), _ffn_genes(space)):
+        half = _Half(space, genes)
+        for d_model in space.d_model:
+            for layer in half.combos:
+                spec = half.spec(layer, d_model)
+                if spec is not None:
+                    found[spec] = None
+    for d_model in space.d_model:
+        found[EndsSpec(d_model, space.vocab_size)] = None
+    return list(found)

@@ -1,0 +1,174 @@
+"""`Supernet`: one maximal tensor per parameter, and every subnetwork as views of them.
+
+A view is an ordinary `Subnet` whose parameters are leading slices of the maximal tensors. Each
+slice is a leaf of autograd, and its gradient *is* the matching slice of the maximal gradient:
+`backward` adds straight into it. Slicing inside the graph (as `functional_call` on sliced tensors
+would) pads every gradient to full size and was measured to cost 18-29% more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from searchspace.arch import Arch
+from searchspace.errors import UserError
+from searchspace.space import SearchSpace
+from searchspace.specs import EndsSpec, FFNSpec, MixerSpec, SubBlockSpec
+from searchspace.sub_blocks import build_sub_block, reset_sub_block
+from searchspace.subnet import Subnet, block_name
+
+
+class Supernet:
+    """Shared weights for every arch of a space.
+
+    Mixers and FFNs of one slot share parameters that have the same name (`q_proj`, `up_proj`, ...);
+    a smaller arch uses the leading rows and columns.
+
+    Args:
+        space: the search space.
+        generator: draws the initial weights.
+    """
+
+    def __init__(self, space: SearchSpace, generator: torch.Generator) -> None:
+        self.space = space
+        self.params: dict[str, nn.Parameter] = {}
+        self._grads: dict[str, Tensor] = {}
+        self._touched: set[str] = set()
+        for slot in range(space.num_layers):
+            for spec in _maximal_specs(space):
+                self._add(f"blocks.{block_name(slot, spec)}.", spec, generator)
+        self._add("ends.", EndsSpec(max(space.d_model), space.vocab_size), generator)
+
+    def _add(self, prefix: str, spec: SubBlockSpec, generator: torch.Generator) -> None:
+        """Add a sub-block's parameters; where a name exists already, grow it to cover both."""
+        block = build_sub_block(spec)
+        reset_sub_block(block, generator, self.space.num_layers)
+        for name, value in block.named_parameters():
+            old = self.params.get(prefix + name)
+            if old is not None:
+                shape = [max(a, b) for a, b in zip(old.shape, value.shape, strict=True)]
+                if list(old.shape) == shape:
+                    continue
+                grown = torch.zeros(shape)
+                grown[_leading(value.shape)] = value.detach()
+                grown[_leading(old.shape)] = old.detach()
+                value = nn.Parameter(grown)
+            self.params[prefix + name] = value
+
+    def view(self, arch: Arch, train: bool = False) -> Subnet:
+        """Return the arch's network on the shared weights: no copy, changes show at once.
+
+        Args:
+            arch: an arch of the space.
+            train: let `backward` add into the shared gradients (see `start_step`).
+
+        Raises:
+            UserError: when the arch needs more than the maximal tensors hold.
+        """
+        with torch.device("meta"):
+            subnet = Subnet(arch)
+        for module_name, module in subnet.named_modules():
+            for name, value in list(module.named_parameters(recurse=False)):
+                full_name = f"{module_name}.{name}"
+                module._parameters[name] = self._slice(full_name, value.shape, train)
+        return subnet
+
+    def _slice(self, name: str, shape: torch.Size, train: bool) -> nn.Parameter:
+        maximal = self.params.get(name)
+        if maximal is None or any(n > m for n, m in zip(shape, maximal.shape, strict=True)):
+            have = "is absent" if maximal is None else f"has shape {tuple(maximal.shape)}"
+            raise UserError(
+                f"the arch needs {name} of shape {tuple(shape)}, which {have} in the supernet of "
+                f"space {self.space.name!r}; choose an arch of that space"
+            )
+        index = _leading(shape)
+        leaf = nn.Parameter(maximal.detach()[index], requires_grad=train)
+        if train:
+            if name not in self._grads:
+                self._grads[name] = torch.zeros_like(maximal)
+            self._touched.add(name)
+            leaf.grad = self._grads[name][index]
+        return leaf
+
+    def start_step(self) -> None:
+        """Forget all gradients; call before the first `backward` of a step."""
+        for grad in self._grads.values():
+            grad.zero_()
+        self._touched.clear()
+
+    def publish_gradients(self) -> None:
+        """Set `.grad` of the maximal parameters; None where no arch of the step used them.
+
+        An optimizer then leaves unused operators alone, instead of moving them by stale momentum.
+        """
+        for name, param in self.params.items():
+            param.grad = self._grads[name] if name in self._touched else None
+
+    def extract(self, arch: Arch) -> Subnet:
+        """Return the arch's network with its own copy of the weights."""
+        subnet = self.view(arch)
+        for module in subnet.modules():
+            for name, value in list(module.named_parameters(recurse=False)):
+                copy = value.detach().clone(memory_format=torch.contiguous_format)
+                module._parameters[name] = nn.Parameter(copy)
+        return subnet
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the maximal parameters by name."""
+        yield from self.params.items()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the maximal tensors by name."""
+        return {name: param.detach() for name, param in self.params.items()}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors in.
+
+        Raises:
+            UserError: when names or shapes are not those of this supernet.
+        """
+        if set(tensors) != set(self.params):
+            odd = sorted(set(tensors) ^ set(self.params))[0]
+            raise UserError(
+                f"the weights are not of space {self.space.name!r}: {odd!r} is on one side only"
+            )
+        for name, param in self.params.items():
+            if tensors[name].shape != param.shape:
+                raise UserError(
+                    f"the weights are not of space {self.space.name!r}: {name} has shape "
+                    f"{tuple(tensors[name].shape)}, expected {tuple(param.shape)}"
+                )
+            with torch.no_grad():
+                param.copy_(tensors[name])
+
+
+def _leading(shape: torch.Size) -> tuple[slice, ...]:
+    return tuple(slice(0, size) for size in shape)
+
+
+def _maximal_specs(space: SearchSpace) -> list[SubBlockSpec]:
+    """Return specs whose parameters together cover those of every arch of the space.
+
+    Sizes only matter at the largest width, and of the other choices only those that can change
+    a parameter's shape: heads, operator, options and norm.
+    """
+    wanted: dict[tuple[object, ...], SubBlockSpec] = {}
+    for spec in space.sub_blocks():
+        if spec.d_model != max(space.d_model):
+            continue
+        if isinstance(spec, MixerSpec):
+            key: tuple[object, ...] = (
+                spec.mixer, spec.options, spec.num_heads, spec.num_kv_heads, spec.norm,
+            )  # fmt: skip
+        elif isinstance(spec, FFNSpec):
+            if spec.intermediate_size != max(space.intermediate_size):
+                continue
+            key = (spec.ffn, spec.norm)
+        else:
+            continue
+        wanted.setdefault(key, spec)
+    by_size = sorted(wanted.values(), key=lambda s: -getattr(s, "num_heads", 0))
+    return by_size
