@@ -5,15 +5,25 @@ Shapes: B batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from searchspace.arch import Arch
+from searchspace.checkpoint import load_subnet, pack_empty, save_subnet
+from searchspace.linear import Linear
 from searchspace.specs import MixerSpec
-from searchspace.sub_blocks import Ends, FFNBlock, MixerBlock, build_sub_block, pack
-from searchspace.sub_blocks import reset_sub_block as reset_sub_block
+from searchspace.sub_blocks import (
+    Ends,
+    FFNBlock,
+    MixerBlock,
+    build_sub_block,
+    pack,
+    reset_sub_block,
+)
 
 
 def block_name(slot: int, spec: object) -> str:
@@ -71,6 +81,24 @@ class Subnet(nn.Module):
         pack(self)
         return self
 
+    def pack_empty(self) -> Subnet:
+        """Take the packed form without computing values (for loading); returns itself."""
+        pack_empty(self)
+        return self
+
+    def save(self, folder: Path | str, facts: Mapping[str, Any] | None = None) -> None:
+        """Write `config.json` and `model.safetensors`; see `searchspace.checkpoint.save_subnet`."""
+        save_subnet(self, Path(folder), facts)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Subnet:
+        """Read an exported folder, ready for inference.
+
+        Raises:
+            UserError: when a file is absent, truncated, or of another kind or arch.
+        """
+        return load_subnet(Path(folder))
+
     def weight_bytes(self) -> int:
         """Bytes of all weights as stored after `pack`."""
         return sum(weight_bytes(block) for block in [self.ends, *self.blocks.values()])
@@ -78,8 +106,6 @@ class Subnet(nn.Module):
 
 def weight_bytes(module: nn.Module) -> int:
     """Return the bytes a module's weights take once packed (int8 values and fp32 row scales)."""
-    from searchspace.linear import Linear
-
     total = 0
     for child in module.modules():
         for name, tensor in [*child.named_parameters(recurse=False), *child.named_buffers(recurse=False)]:

@@ -1,0 +1,284 @@
+"""The experiment config: frozen dataclasses, read from TOML, overridden by `--set`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nas.tasks.config import TaskConfig
+from searchspace.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the supernet is trained.
+
+    Args:
+        budget_s: seconds of training; None takes a share of the run's budget. Ignored when
+            `num_steps` is given.
+        num_steps: number of steps (a token budget: `num_steps * batch_size * task.seq_len`).
+        batch_size: sequences per step.
+        num_random: random archs per step, beside the largest and the smallest.
+        distillation: weight of the teacher's soft targets for all but the largest (0 to 1).
+        matrix_lr: learning rate of Muon, for the weight matrices of the layers.
+        other_lr: learning rate of AdamW, for embedding, head, norms and biases.
+        warmup_steps: steps of linear warm-up.
+        decay_share: share of the training over which the rate falls linearly to 0.
+        precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"`` for the faster one here.
+        checkpoint_s: seconds between checkpoints.
+    """
+
+    budget_s: float | None = None
+    num_steps: int | None = None
+    batch_size: int = 8
+    num_random: int = 1
+    distillation: float = 0.5
+    matrix_lr: float = 0.02
+    other_lr: float = 0.003
+    warmup_steps: int = 20
+    decay_share: float = 0.6
+    precision: str = "auto"
+    checkpoint_s: float = 20.0
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """What is timed.
+
+    Args:
+        workloads: such as ``prefill_b1_t256`` (one sequence of 256 tokens at once) or
+            ``decode_b1_t256`` (one more token after 256).
+        num_threads: threads of the device; None takes every core that may be used.
+        budget_s: seconds of timing; None takes a share of the run's budget.
+        realtime: use real-time scheduling for the timed bursts (needs the right to).
+    """
+
+    workloads: tuple[str, ...] = ("prefill_b1_t256", "decode_b1_t256")
+    num_threads: int | None = None
+    budget_s: float | None = None
+    realtime: bool = False
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How the front is searched.
+
+    Args:
+        sampler: a name in `nas.samplers.SAMPLERS`.
+        objectives: what is minimised: ``loss`` and any of the metrics `latency_ms` (of
+            `workload`), `prefill_ms`, `decode_ms`, `weight_bytes`, `params`.
+        workload: the workload that `latency_ms` means.
+        constraints: such as ``latency_ms<=8``; over the same metrics.
+        num_evaluations: candidates to evaluate; None means as many as `budget_s` allows.
+        budget_s: seconds of search; None takes a share of the run's budget.
+        evaluation_tokens: held-out tokens per evaluation.
+        metrics: training-free metrics that warm-start the quality predictor.
+        metric_pool: archs that are scored by them.
+        population: population of evolutionary samplers.
+    """
+
+    sampler: str = "predictor"
+    objectives: tuple[str, ...] = ("loss", "latency_ms", "weight_bytes")
+    workload: str = "prefill_b1_t256"
+    constraints: tuple[str, ...] = ()
+    num_evaluations: int | None = None
+    budget_s: float | None = None
+    evaluation_tokens: int = 16_384
+    metrics: tuple[str, ...] = ("synflow", "grad_norm", "naswot")
+    metric_pool: int = 64
+    population: int = 32
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What is handed over.
+
+    Args:
+        choose: names of front members (`best`, `fastest`, `smallest`, `knee`), arch ids, or
+            ``all`` for the whole front.
+        front_size: members of the final front that are measured again, at most.
+        test_tokens: tokens of the test files for the final losses.
+    """
+
+    choose: tuple[str, ...] = ("all",)
+    front_size: int = 16
+    test_tokens: int = 65_536
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything a run depends on.
+
+    Args:
+        preset: name of a shipped search space, or the path of a TOML file.
+        budget: wall time of the whole run, such as ``10m`` or ``1h30m``.
+        out: the run folder.
+        seed: of every random draw.
+    """
+
+    preset: str = "decoder-small"
+    budget: str = "10m"
+    out: str = "runs/quickstart"
+    seed: int = 0
+    task: TaskConfig = field(default_factory=TaskConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+
+    def __post_init__(self) -> None:
+        parse_duration(self.budget)
+        if self.search.workload not in self.profile.workloads:
+            raise UserError(
+                f"search.workload={self.search.workload!r} is not profiled; choose one of "
+                f"profile.workloads: {', '.join(self.profile.workloads)}"
+            )
+        if self.train.precision not in ("auto", "fp32", "bf16"):
+            raise unknown("train.precision", self.train.precision, ("auto", "fp32", "bf16"))
+
+    def stage_seconds(self, stage: str) -> float:
+        """Return the seconds a stage may take: its own budget, or its share of the whole."""
+        own = {"train": self.train, "profile": self.profile, "search": self.search}
+        given = own[stage].budget_s if stage in own else None
+        return given if given is not None else SHARES[stage] * parse_duration(self.budget)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-ready form, which `from_dict` reads."""
+        return _jsonable(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ExperimentConfig:
+        """Build from nested mappings.
+
+        Raises:
+            UserError: for an unknown key or a value of the wrong type.
+        """
+        return _build(cls, values, "")
+
+
+SHARES = {"profile": 0.16, "train": 0.46, "search": 0.16, "export": 0.08}
+"""Shares of the whole budget; the rest is left to preparing data, loading and the report."""
+
+
+def load_config(
+    path: str | None = None, overrides: Sequence[str] = (), **top_level: Any
+) -> ExperimentConfig:
+    """Return the config of a TOML (or a run's `config.json`) file with overrides applied.
+
+    Args:
+        path: the file; None means defaults.
+        overrides: ``key.path=value`` strings, values in TOML syntax (bare words are strings).
+        top_level: further values by dotted path with ``__`` for the dot; None is ignored.
+
+    Raises:
+        UserError: when the file is absent or invalid, or a key or value is wrong.
+    """
+    values = _read(path) if path else {}
+    for key, value in top_level.items():
+        if value is not None:
+            _set(values, key.replace("__", "."), value)
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text!r} has no '='; write it as --set search.population=64")
+        _set(values, key.strip(), _parse_value(value.strip()))
+    return ExperimentConfig.from_dict(values)
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of a duration such as ``90s``, ``10m`` or ``1h30m``.
+
+    Raises:
+        UserError: when it is not one, or not longer than 0.
+    """
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
+    seconds = 0.0
+    if match:
+        hours, minutes, rest = (int(group or 0) for group in match.groups())
+        seconds = 3600.0 * hours + 60.0 * minutes + rest
+    if seconds <= 0:
+        raise UserError(f"budget={text!r} is not a duration; write it like 90s, 10m or 1h30m")
+    return seconds
+
+
+def _read(path: str) -> dict[str, Any]:
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"there is no config file {path!r}")
+    if file.suffix == ".json":
+        from searchspace.files import read_json
+
+        return dict(read_json(file, "config"))
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise UserError(f"{key!r} goes into {parent!r}, which is a value and not a section")
+    values[last] = value
+
+
+def _build(cls: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    known = {item.name for item in dataclasses.fields(cls)}
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise unknown("config key", prefix + name, [prefix + key for key in known])
+        kind = hints[name]
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{prefix}{name} is a section, not the value {value!r}")
+            arguments[name] = _build(typing.cast(type[Any], kind), value, f"{prefix}{name}.")
+        else:
+            arguments[name] = _convert(value, kind, prefix + name)
+    return cls(**arguments)
+
+
+def _convert(value: Any, kind: Any, name: str) -> Any:
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    for option in options:
+        if option is type(None) and value is None:
+            return None
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if option is bool and isinstance(value, bool):
+            return value
+        if option is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if option is str and isinstance(value, str):
+            return value
+        if typing.get_origin(option) is tuple and isinstance(value, list | tuple | str):
+            return (value,) if isinstance(value, str) else tuple(value)
+        if typing.get_origin(option) is typing.Literal and value in typing.get_args(option):
+            return value
+    if typing.get_origin(kind) is typing.Literal:
+        raise unknown(name, value, map(str, typing.get_args(kind)))
+    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    raise UserError(f"{name}={value!r} has the wrong type; it takes {wanted}")
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value

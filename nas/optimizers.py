@@ -1,0 +1,63 @@
+"""The supernet's two optimizers, saved and restored by parameter name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from searchspace.supernet import Supernet
+
+
+class SupernetOptimizer:
+    """Muon for the weight matrices of the layers, AdamW for everything else.
+
+    Parameters whose gradient is None (no arch of the step used them) are left alone.
+
+    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; Loshchilov
+    and Hutter 2017 (AdamW).
+
+    Args:
+        supernet: whose maximal parameters are optimised.
+        matrix_lr: peak learning rate of Muon.
+        other_lr: peak learning rate of AdamW.
+    """
+
+    def __init__(self, supernet: Supernet, matrix_lr: float, other_lr: float) -> None:
+        self._names = {param: name for name, param in supernet.named_parameters()}
+        matrices = [p for p, name in self._names.items() if is_matrix(name, p)]
+        others = [p for p, name in self._names.items() if not is_matrix(name, p)]
+        self._optimizers: dict[str, torch.optim.Optimizer] = {
+            "muon": torch.optim.Muon(matrices, lr=matrix_lr, momentum=0.95, weight_decay=0.0),
+            "adamw": torch.optim.AdamW(others, lr=other_lr, betas=(0.9, 0.95), weight_decay=0.0),
+        }
+        self._peaks = {"muon": matrix_lr, "adamw": other_lr}
+
+    def step(self, scale: float) -> None:
+        """Take one step with the peak learning rates times `scale`."""
+        for name, optimizer in self._optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self._peaks[name] * scale
+            optimizer.step()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all state as tensors named `<optimizer>/<parameter>/<quantity>`."""
+        state: dict[str, Tensor] = {}
+        for name, optimizer in self._optimizers.items():
+            for param, values in optimizer.state.items():
+                for key, value in values.items():
+                    state[f"{name}/{self._names[param]}/{key}"] = torch.as_tensor(value)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        params = {name: param for param, name in self._names.items()}
+        for key, value in state.items():
+            optimizer, param, quantity = key.split("/")
+            self._optimizers[optimizer].state[params[param]][quantity] = value.clone()
+
+
+def is_matrix(name: str, param: nn.Parameter) -> bool:
+    """Whether Muon is meant for the parameter: a weight matrix inside a layer."""
+    return param.ndim == 2 and name.startswith("blocks.")

@@ -1,0 +1,150 @@
+"""The measured front: loss against latency and against size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from nas.pareto import non_dominated
+from nas.report.figures import (
+    COLOURS,
+    INK,
+    MARKERS,
+    MUTED,
+    NAMES,
+    draw,
+    legend_above,
+    scale_axis,
+)
+from nas.report.labels import place_labels
+from nas.report.markup import Markup, fixed, megabytes, number
+from nas.report.run_data import GROUPS, Network, RunData, numbers
+
+LARGEST_AREA_PT2, SMALLEST_AREA_PT2 = 110.0, 9.0
+# A baseline further above the networks than this share of their range is named, not drawn.
+BASELINE_ROOM = 0.35
+BASELINE_GAP = 0.06
+
+
+def loss_against_latency(data: RunData, workload: str, name: str) -> Markup | None:
+    """Draw loss against measured latency; the area of a point is its weight bytes."""
+    return _front_figure(
+        data,
+        name,
+        lambda network: network.latency_ms.get(workload),
+        f"measured latency, ms ({workload})",
+        sized=True,
+    )
+
+
+def loss_against_bytes(data: RunData, name: str) -> Markup | None:
+    """Draw loss against weight bytes."""
+    return _front_figure(
+        data,
+        name,
+        lambda n: None if n.weight_bytes is None else n.weight_bytes / 1e6,
+        "weight bytes, MB (counted)",
+        sized=False,
+    )
+
+
+Drawn = list[tuple[Network, float, float]]
+
+
+def _front_figure(
+    data: RunData, name: str, x_of: Callable[[Network], float | None], x_label: str, sized: bool
+) -> Markup | None:
+    drawn: Drawn = [
+        (network, x, network.loss)
+        for network in data.networks
+        if (x := x_of(network)) is not None and network.loss is not None
+    ]
+    if not drawn:
+        return None
+
+    def paint(figure: Figure, ax: Axes) -> dict[str, str]:
+        _set_axes(ax, data, drawn, x_label)
+        _draw_staircase(ax, [(x, y) for network, x, y in drawn if network.group == "front"])
+        tips = _draw_points(ax, data, drawn, sized)
+        legend_above(ax, _legend(drawn), columns=3)
+        labels: dict[tuple[float, float], list[str]] = {}
+        for network, x, y in drawn:
+            if network.group == "front":
+                labels.setdefault((x, y), []).extend(data.tags.get(network.arch_id, []))
+        texts = {at: ", ".join(tags) for at, tags in labels.items() if tags}
+        place_labels(ax, texts, [(x, y) for _, x, y in drawn], INK)
+        return tips
+
+    return draw(name, f"Measured loss against {x_label} of all measured networks", paint, 4.0)
+
+
+def _set_axes(ax: Axes, data: RunData, drawn: Drawn, x_label: str) -> None:
+    losses = [y for *_, y in drawn]
+    room = max(losses) + BASELINE_ROOM * (max(losses) - min(losses))
+    baselines = numbers(data.front.get("baselines"))
+    shown = {name: loss for name, loss in baselines.items() if loss <= room}
+    scale_axis(ax.xaxis, [x for _, x, _ in drawn])
+    scale_axis(ax.yaxis, [*losses, *shown.values()])
+    low, high = ax.get_ylim()
+    height_of_last = -np.inf
+    for name, loss in sorted(shown.items(), key=lambda item: item[1]):
+        ax.axhline(loss, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
+        height_of_last = max((loss - low) / (high - low), height_of_last + BASELINE_GAP)
+        ax.text(
+            *(1.012, height_of_last, f"{name}\n{loss:.2f}"),
+            transform=ax.transAxes, color=MUTED, va="center", fontsize=7.5,
+        )
+    ax.set_xlabel(x_label)
+    ax.set_ylabel(f"measured test loss, nats/{data.unit}")
+
+
+def _draw_staircase(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """Join those front members that are also best in this pair of objectives."""
+    if len(points) < 2:
+        return
+    values = np.array(points)
+    steps = values[non_dominated(values)]
+    steps = steps[np.argsort(steps[:, 0])]
+    ax.step(steps[:, 0], steps[:, 1], where="post", color=COLOURS["front"], alpha=0.45,
+            linewidth=1.4, zorder=2)
+
+
+def _draw_points(ax: Axes, data: RunData, drawn: Drawn, sized: bool) -> dict[str, str]:
+    most = max((network.weight_bytes or 0.0 for network, *_ in drawn), default=0.0) or 1.0
+    tips: dict[str, str] = {}
+    for index, (network, x, y) in enumerate(drawn):
+        share = (network.weight_bytes or 0.0) / most
+        area = max(SMALLEST_AREA_PT2, LARGEST_AREA_PT2 * share) if sized else 30.0
+        chosen = network.group == "front" and network.arch_id in data.tags
+        gid = f"network{index}"
+        ax.scatter(
+            *([x], [y]), s=area, marker=MARKERS[network.group], color=COLOURS[network.group],
+            alpha=0.85, edgecolors=INK if chosen else "white", gid=gid, clip_on=False,
+            linewidths=1.3 if chosen else 0.5, zorder=4 + (network.group == "front"),
+        )
+        tips[gid] = _tip(network, data)
+    return tips
+
+
+def _tip(network: Network, data: RunData) -> str:
+    """Return what is shown when the mouse is over a point."""
+    latencies = [f"{number(ms)} ms {name}" for name, ms in network.latency_ms.items()]
+    title = " ".join([*data.tags.get(network.arch_id, []), network.label])
+    return "\n".join([
+        f"{title} ({NAMES[network.group]})",
+        f"measured: {fixed(network.loss)} nats/{data.unit}, {', '.join(latencies)}",
+        f"counted: {megabytes(network.weight_bytes)} MB, {network.depth} layers",
+    ])
+
+
+def _legend(drawn: Drawn) -> list[Line2D]:
+    counts = {group: sum(n.group == group for n, *_ in drawn) for group in GROUPS}
+    return [
+        Line2D([], [], linestyle="none", marker=MARKERS[group], color=COLOURS[group],
+               markeredgecolor="white", markersize=7, label=f"{NAMES[group]} ({count})")
+        for group, count in counts.items() if count
+    ]

@@ -1,0 +1,223 @@
+"""What a run folder holds, read once and checked, for the report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from searchspace.errors import UserError
+from searchspace.files import read_json
+
+GROUPS = ("front", "random", "uniform")
+CURVES = ("largest", "smallest", "random")
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network that was measured.
+
+    Args:
+        arch_id: ten hexadecimal digits.
+        group: one of `GROUPS`.
+        name: a readable name, or empty.
+        arch: `Arch.to_dict` form.
+        params: number of parameters, counted.
+        weight_bytes: bytes of the stored weights, counted.
+        loss: measured on test files, in nats per unit.
+        search_loss: measured on validation files during the search.
+        latency_ms: measured, by workload.
+        predicted_ms: predicted, by workload.
+        peak_mib: measured peak memory.
+    """
+
+    arch_id: str
+    group: str
+    name: str = ""
+    arch: Mapping[str, Any] = field(default_factory=dict)
+    params: float | None = None
+    weight_bytes: float | None = None
+    loss: float | None = None
+    search_loss: float | None = None
+    latency_ms: Mapping[str, float] = field(default_factory=dict)
+    predicted_ms: Mapping[str, float] = field(default_factory=dict)
+    peak_mib: float | None = None
+
+    @property
+    def layers(self) -> list[Mapping[str, Any]]:
+        """The layer slots, skipped ones included."""
+        return [layer for layer in self.arch.get("layers", ()) if isinstance(layer, Mapping)]
+
+    @property
+    def depth(self) -> int:
+        """Number of layer slots that are not skipped."""
+        return sum(not layer.get("skip", False) for layer in self.layers)
+
+    @property
+    def label(self) -> str:
+        """The name if there is one, else the id."""
+        return self.name or self.arch_id
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything the report shows. Parts that the folder does not hold are empty.
+
+    Args:
+        folder: the run folder, as it was given.
+        config: `config.json`.
+        front: `front.json` without the networks.
+        groups: the measured networks by group.
+        search: `search.json`.
+        training: lines of the training log, one per step.
+        exports: `export.json` by arch id.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    front: Mapping[str, Any]
+    groups: Mapping[str, tuple[Network, ...]]
+    search: Mapping[str, Any]
+    training: tuple[Mapping[str, float], ...]
+    exports: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def unit(self) -> str:
+        """What a loss is per: ``"byte"`` or ``"token"``."""
+        return str(self.front.get("unit", "byte"))
+
+    @property
+    def workloads(self) -> list[str]:
+        """The workloads that were timed, the searched one first."""
+        names = [str(name) for name in self.front.get("workloads", ())]
+        main = self.front.get("workload")
+        return sorted(names, key=lambda name: name != main)
+
+    @property
+    def networks(self) -> list[Network]:
+        """All measured networks of all groups, the front last (it is drawn on top)."""
+        return [network for group in reversed(GROUPS) for network in self.groups[group]]
+
+    @property
+    def front_by_latency(self) -> list[Network]:
+        """The front, fastest first on the searched workload."""
+        main = self.workloads[0] if self.workloads else ""
+        return sorted(self.groups["front"], key=lambda n: n.latency_ms.get(main, math.inf))
+
+    @property
+    def tags(self) -> dict[str, list[str]]:
+        """The names under which a network was chosen (``best``, ``knee``, …), by arch id."""
+        tags: dict[str, list[str]] = {}
+        for name, arch_id in mapping(self.front.get("chosen")).items():
+            tags.setdefault(str(arch_id), []).append(str(name))
+        return tags
+
+
+def load_run(folder: Path) -> RunData:
+    """Read a run folder.
+
+    Raises:
+        UserError: when there is no run in it, or a file is damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no run folder {folder}; run `nas run --out {folder}` first")
+    front = _read(folder / "front.json", "front")
+    config = _read(folder / "config.json", "config")
+    search = _read(folder / "search.json", "search archive")
+    training = _read_log(folder / "supernet" / "log.jsonl")
+    if not (front or config or search or training):
+        raise UserError(
+            f"{folder} holds no run: neither front.json, search.json, config.json nor a training "
+            f"log is there; run `nas run --out {folder}` first"
+        )
+    return from_parts(front, folder=folder, config=config, search=search, training=training)
+
+
+def from_parts(
+    front: Mapping[str, Any],
+    folder: Path = Path(),
+    config: Mapping[str, Any] | None = None,
+    search: Mapping[str, Any] | None = None,
+    training: tuple[Mapping[str, float], ...] = (),
+) -> RunData:
+    """Return the data of a front (the content of `front.json`) and what goes with it."""
+    groups = mapping(front.get("groups"))
+    exports = {
+        path.parent.name: _read(path, "export record")
+        for path in sorted(folder.glob("subnets/*/export.json"))
+    }
+    return RunData(
+        folder=folder,
+        config=config or {},
+        front={key: value for key, value in front.items() if key != "groups"},
+        groups={name: _networks(groups.get(name), name) for name in GROUPS},
+        search=search or {},
+        training=training,
+        exports=exports,
+    )
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Return a mapping as it is, anything else as an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def finite(value: Any) -> float | None:
+    """Return a finite number as float, anything else as None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def numbers(value: Any) -> dict[str, float]:
+    """Return the finite numbers of a mapping."""
+    found = {str(key): finite(item) for key, item in mapping(value).items()}
+    return {key: item for key, item in found.items() if item is not None}
+
+
+def _networks(records: Any, group: str) -> tuple[Network, ...]:
+    return tuple(_network(mapping(record), group) for record in records or ())
+
+
+def _network(record: Mapping[str, Any], group: str) -> Network:
+    measured, predicted = mapping(record.get("measured")), mapping(record.get("predicted"))
+    return Network(
+        arch_id=str(record.get("arch_id", "")),
+        group=group,
+        name=str(record.get("name") or ""),
+        arch=mapping(record.get("arch")),
+        params=finite(record.get("params")),
+        weight_bytes=finite(record.get("weight_bytes")),
+        loss=finite(measured.get("loss")),
+        search_loss=finite(record.get("search_loss")),
+        latency_ms=numbers(measured.get("latency_ms")),
+        predicted_ms=numbers(predicted.get("latency_ms")),
+        peak_mib=finite(measured.get("peak_mib")),
+    )
+
+
+def _read(path: Path, what: str) -> Mapping[str, Any]:
+    if not path.exists():
+        return {}
+    value = read_json(path, what)
+    if not isinstance(value, Mapping):
+        raise UserError(f"{path} is not a {what}: it holds no JSON object; write it again")
+    return value
+
+
+def _read_log(path: Path) -> tuple[Mapping[str, float], ...]:
+    """Read the log; a line cut off by a kill is left out, of a step done twice the last counts."""
+    if not path.exists():
+        return ()
+    by_step: dict[float, Mapping[str, float]] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = numbers(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+        if "step" in entry:
+            by_step[entry["step"]] = entry
+    return tuple(by_step[step] for step in sorted(by_step))

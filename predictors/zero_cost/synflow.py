@@ -1,0 +1,56 @@
+"""Synaptic flow: how much signal positive weights carry from end to end.
+
+Shapes: T tokens, D d_model.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from predictors.zero_cost.probe import Probe, linear_weights
+from searchspace.subnet import Subnet
+
+
+def synflow(probe: Probe) -> float:
+    """Return ``log sum |W * dR/dW|``: R the sum of the outputs for an input of ones, W := |W|.
+
+    The flow of a chain of linear maps is what the metric was made for. To keep to it:
+
+    - Norms become the identity (with them R would hardly depend on any weight).
+    - An operator f that is not linear is made homogeneous of degree one, ``s f(x / s)`` with the
+      token's root mean square s held constant in the backward pass. A linear map is untouched by
+      that; squared ReLU, gates, attention scores and decays act as they do on inputs of unit
+      size, instead of the flow becoming a matter of the operators' degrees (log R would double
+      with every squared ReLU).
+    - All tokens are equal then, so softmax and normalised linear attention hand on the value
+      whatever their queries and keys: these get no flow, values and outputs get all of it. In
+      gated linear attention the output gate carries flow as well, and the query, key and decay
+      that part of it that the norm of each head lets through.
+    - Everything is computed in float64, for one sequence, from the embedding's output on; int8
+      layers round as in training and pass gradients straight through.
+
+    Source: Tanaka et al. 2020, "Pruning neural networks without any data", equation 1 and
+    algorithm 1; sum over the network and logarithm as in Abdelfattah et al. 2021.
+    """
+    network = probe.copy_network()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.abs_()
+    weights = list(linear_weights(network).values())
+    with torch.enable_grad():
+        flow = _homogeneous_output(network, tokens=probe.inputs_BT.shape[1]).sum()
+        gradients = torch.autograd.grad(flow, weights)
+    saliency = sum(float((w.detach() * g).abs().sum()) for w, g in zip(weights, gradients, strict=True))
+    return math.log(saliency)
+
+
+def _homogeneous_output(network: Subnet, tokens: int) -> Tensor:
+    weight = network.ends.head.weight
+    x_1TD = torch.ones(1, tokens, weight.shape[1], dtype=weight.dtype)
+    for block in network.blocks.values():
+        size_1T1 = x_1TD.detach().square().mean(dim=-1, keepdim=True).sqrt()
+        x_1TD = x_1TD + size_1T1 * block.op(x_1TD / size_1T1)
+    return network.ends.head(x_1TD)

@@ -1,0 +1,93 @@
+"""Writing files so that nothing is ever left half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from searchspace.errors import UserError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename it into place.
+
+    Raises:
+        UserError: when the folder cannot be written to or is full.
+    """
+    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file under a temporary name, then rename it into place.
+
+    Raises:
+        UserError: when the folder cannot be written to or is full.
+    """
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+        what: what it should be, for the error message.
+
+    Raises:
+        UserError: when it is absent or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no {what} at {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{path} is not a {what}: it is truncated or of another kind") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file under a temporary name, then rename it into place.
+
+    Raises:
+        UserError: when the folder cannot be written to or is full.
+    """
+    from safetensors.torch import save_file
+
+    _replace(path, lambda temporary: save_file(dict(tensors), temporary))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        UserError: when it is absent, truncated or of another kind.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"there is no weights file {path}") from None
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}); copy or export it again"
+        ) from None
+
+
+def _replace(path: Path, write: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; choose another folder or make room"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
