@@ -200,6 +200,7 @@ def _latencies(
         timings = measure_subnets(
             subnets,
             workloads,
+            reference_us=sources.table.sentinel_us,
             seed=sources.seed,
             progress=lambda done, text="": bar.update(done, text),
         )

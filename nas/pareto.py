@@ -91,8 +91,11 @@ def knee_index(F: ArrayLike) -> int:
     return int(rows[np.argmin(unit @ normal)])
 
 
-def hypervolume_gains(F_existing: ArrayLike, F_candidates: ArrayLike, reference: ArrayLike,
-                      ) -> FloatArray:
+def hypervolume_gains(
+    F_existing: ArrayLike,
+    F_candidates: ArrayLike,
+    reference: ArrayLike,
+) -> FloatArray:
     """Return how much hypervolume each candidate alone would add, shape (candidates,).
 
     Args:

@@ -62,9 +62,10 @@ def training_free_score(
     Raises:
         UserError: for an unknown metric.
     """
-    from predictors.zero_cost import check_names, rank_aggregate, score_archs
+    from predictors.zero_cost import get_metric, rank_aggregate, score_archs
 
-    check_names(names)
+    for name in names:
+        get_metric(name)
     if not names or pool_size < 2:
         return None
     pool = space.sample_genotypes(np.random.default_rng([seed, 7]), pool_size)
@@ -73,7 +74,7 @@ def training_free_score(
     if {key: stored.get(key) for key in wanted} != wanted:
         archs = [space.decode(row) for row in pool]
         with reporter.bar("training-free metrics") as bar:
-            scores = score_archs(names, archs, batch, seed, lambda done: bar.update(done))
+            scores = score_archs(names, archs, batch, seed, lambda done, total: bar.update(done / total))
         stored = {**wanted, "scores": {name: values.tolist() for name, values in scores.items()}}
         write_json(path, stored)
     values = {name: np.array(stored["scores"][name], dtype=np.float64) for name in names}

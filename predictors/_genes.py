@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
@@ -82,8 +81,10 @@ class Gene:
         """Return the parameter value at `level`, as a plain Python object."""
         if self.kind == "categorical":
             return self.choices[level]
-        number = self._from_unit(level / (GRID_LEVELS - 1)) if self._on_grid else (
-            self.low + level * (self.step or 1)
+        number = (
+            self._from_unit(level / (GRID_LEVELS - 1))
+            if self._on_grid
+            else (self.low + level * (self.step or 1))
         )
         number = min(max(number, self.low), self.high)
         if self.kind == "float":

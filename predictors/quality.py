@@ -201,9 +201,7 @@ def _evidence(values: FloatArray, projected: FloatArray) -> FloatArray:
     total = values[None, :] + _NOISE_GRID[:, None] * max(float(values.mean()), 1e-12)
     n = len(values)
     variance = (projected**2 / total).sum(axis=1) / n
-    return np.asarray(
-        -0.5 * (n * np.log(np.maximum(variance, 1e-300)) + np.log(total).sum(axis=1))
-    )
+    return np.asarray(-0.5 * (n * np.log(np.maximum(variance, 1e-300)) + np.log(total).sum(axis=1)))
 
 
 def _best_evidence(kernel: FloatArray, z: FloatArray) -> float:

@@ -28,7 +28,7 @@ def join(children: Iterable[object], between: str = "") -> Markup:
     return Markup(escape(between).join(parts))
 
 
-def tag(name: str, *children: object, **attributes: object) -> Markup:
+def tag(name: str, /, *children: object, **attributes: object) -> Markup:
     """Return an element.
 
     Args:

@@ -133,7 +133,12 @@ def load_run(folder: Path) -> RunData:
             f"{folder} holds no run: neither front.json, search.json, config.json nor a training "
             f"log is there; run `nas run --out {folder}` first"
         )
-    return from_parts(front, folder=folder, config=config, search=search, training=training)
+    exports = {
+        path.parent.name: _read(path, "export record")
+        for path in sorted(folder.glob("subnets/*/export.json"))
+        if not path.parent.name.startswith(".")
+    }
+    return from_parts(front, folder, config, search, training, exports)
 
 
 def from_parts(
@@ -142,13 +147,10 @@ def from_parts(
     config: Mapping[str, Any] | None = None,
     search: Mapping[str, Any] | None = None,
     training: tuple[Mapping[str, float], ...] = (),
+    exports: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> RunData:
     """Return the data of a front (the content of `front.json`) and what goes with it."""
     groups = mapping(front.get("groups"))
-    exports = {
-        path.parent.name: _read(path, "export record")
-        for path in sorted(folder.glob("subnets/*/export.json"))
-    }
     return RunData(
         folder=folder,
         config=config or {},
@@ -156,7 +158,7 @@ def from_parts(
         groups={name: _networks(groups.get(name), name) for name in GROUPS},
         search=search or {},
         training=training,
-        exports=exports,
+        exports=exports or {},
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import kendalltau
 
 from nas.report.run_data import Network, RunData, finite, mapping
 
@@ -17,16 +18,8 @@ def bits(nats: float | None) -> float | None:
 
 
 def kendall_tau(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Return Kendall's tau-a of two rankings; a pair tied in either counts 0; None below 2 pairs.
-
-    Source: Kendall, "A new measure of rank correlation" (1938).
-    """
-    n = len(x)
-    if n < 2:
-        return None
-    signs_x = np.sign(np.subtract.outer(np.asarray(x, float), np.asarray(x, float)))
-    signs_y = np.sign(np.subtract.outer(np.asarray(y, float), np.asarray(y, float)))
-    return float((signs_x * signs_y).sum() / (n * (n - 1)))
+    """Return Kendall's tau-b of two rankings, None where it is not defined."""
+    return finite(float(kendalltau(x, y).statistic)) if len(x) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -53,8 +46,8 @@ def latency_error(data: RunData, workload: str) -> PredictionError | None:
             finite(given.get("kendall_tau")),
             int(finite(given.get("num_networks")) or 0),
         )
-    pairs = predicted_and_measured(data.networks, workload)
-    return _error(pairs)
+    unique = {network.arch_id: network for network in data.networks}
+    return _error(predicted_and_measured(list(unique.values()), workload))
 
 
 def predicted_and_measured(networks: Sequence[Network], workload: str
@@ -69,9 +62,8 @@ def predicted_and_measured(networks: Sequence[Network], workload: str
 
 def loss_agreement(data: RunData) -> PredictionError | None:
     """Compare the validation loss that the search saw with the loss on test files."""
-    return _error(
-        [(n.search_loss, n.loss) for n in data.networks if n.search_loss and n.loss]
-    )
+    unique = {network.arch_id: network for network in data.networks}.values()
+    return _error([(n.search_loss, n.loss) for n in unique if n.search_loss and n.loss])
 
 
 def _error(pairs: Sequence[tuple[float, float]]) -> PredictionError | None:

@@ -51,8 +51,10 @@ class Archive:
             row = self._row_of_running(trial)
             if row is not None:
                 pending[trial.number] = row
-        self._pending = {**{n: r for n, r in self._pending.items() if n not in self._absorbed},
-                         **pending}
+        self._pending = {
+            **{n: r for n, r in self._pending.items() if n not in self._absorbed},
+            **pending,
+        }
 
     def add_pending(self, number: int, row: IntMatrix) -> None:
         """Note that trial `number` is about to evaluate `row`."""

@@ -146,8 +146,10 @@ class CallableCodec(GeneCodec):
             return np.empty((len(matrix), len(self._exact)))
         params = self.to_params(matrix)
         return np.hstack(
-            [_columns(f(params), len(params), f"exact_objectives[{i}]", 1)
-             for i, f in self._exact.items()]
+            [
+                _columns(f(params), len(params), f"exact_objectives[{i}]", 1)
+                for i, f in self._exact.items()
+            ]
         )
 
     def constraints(self, matrix: IntMatrix) -> FloatMatrix:
@@ -174,11 +176,25 @@ def gene_of(name: str, distribution: BaseDistribution) -> Gene:
     if isinstance(distribution, CategoricalDistribution):
         return Gene(name, "categorical", choices=tuple(distribution.choices))
     if isinstance(distribution, IntDistribution):
-        return Gene(name, "int", (), distribution.low, distribution.high, distribution.step,
-                    distribution.log)
+        return Gene(
+            name,
+            "int",
+            (),
+            distribution.low,
+            distribution.high,
+            distribution.step,
+            distribution.log,
+        )
     if isinstance(distribution, FloatDistribution):
-        return Gene(name, "float", (), distribution.low, distribution.high, distribution.step,
-                    distribution.log)
+        return Gene(
+            name,
+            "float",
+            (),
+            distribution.low,
+            distribution.high,
+            distribution.step,
+            distribution.log,
+        )
     raise UserError(
         f"parameter {name!r} has a {type(distribution).__name__}; "
         "use a float, int or categorical distribution"

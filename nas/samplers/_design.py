@@ -29,9 +29,9 @@ def tilted_levels(genes: Sequence[Gene], count: int, rng: np.random.Generator) -
         count: number of candidates N.
         rng: generator.
     """
-    levels = np.stack(
-        [rng.integers(0, gene.num_levels, count) for gene in genes], axis=1
-    ).astype(np.int64)
+    levels = np.stack([rng.integers(0, gene.num_levels, count) for gene in genes], axis=1).astype(
+        np.int64
+    )
     for columns in layer_groups(genes).values():
         numbers = {genes[c].num_levels for c in columns}
         if len(numbers) > 1 or max(numbers) > 64:
@@ -142,8 +142,12 @@ def initial_design(
     chosen: list[int] = []
     for row in range(len(known)):
         phi = _condition(phi, row, noise)
-    for _ in range(min(count, len(candidates))):
+    at_corner = np.concatenate([np.ones(len(known), bool), _corners(codec.genes, candidates)])
+    for turn in range(min(count, len(candidates))):
         variance = (phi**2).sum(axis=1)
+        if turn % 2 and not at_corner.all():
+            # A linear model learns most at corners; only points inside reveal that it is wrong.
+            variance[at_corner] *= 1e-6
         variance[: len(known)] = -1.0
         variance[[len(known) + c for c in chosen]] = -1.0
         best = int(np.argmax(variance))
@@ -193,6 +197,20 @@ def _repair_children(
     fresh = tilted_levels(genes, count, rng)
     rate = rng.choice([1.0 / len(genes), 0.1, 0.3], (count, 1))
     return np.where(rng.random(a.shape) < rate, fresh, children)
+
+
+def _corners(genes: Sequence[Gene], levels: IntMatrix) -> np.ndarray:
+    """Mask of candidates with nearly every ordered gene at one of its ends, shape (N,)."""
+    ordered = [
+        column
+        for column, gene in enumerate(genes)
+        if gene.num_levels > 2 and gene.numeric_values is not None
+    ]
+    if not ordered:
+        return np.zeros(len(levels), dtype=bool)
+    top = np.array([genes[column].num_levels - 1 for column in ordered])
+    at_end = (levels[:, ordered] == 0) | (levels[:, ordered] == top)
+    return np.asarray(at_end.mean(axis=1) > 0.8)
 
 
 def _condition(phi: np.ndarray, row: int, noise: float) -> np.ndarray:

@@ -170,11 +170,11 @@ def _coordinate_descent(
 
     span = np.where(nadir > ideal, nadir - ideal, 1.0)
     ideal = ideal - 0.05 * span
-    start = np.array(
-        [np.argmin(cost(pool.values, np.full(len(pool.levels), o))) for o in owner]
-    )
+    start = np.array([np.argmin(cost(pool.values, np.full(len(pool.levels), o))) for o in owner])
     best_levels = pool.levels[start].copy()
-    best_cost = np.array([cost(pool.values[:, [s]], np.array([o]))[0] for o, s in zip(owner, start)])
+    best_cost = np.array(
+        [cost(pool.values[:, [s]], np.array([o]))[0] for o, s in zip(owner, start)]
+    )
     spent = 0
     result = Pool(pool.levels, pool.values)
     result.merge(pool.levels[:0], pool.values[:, :0], pool.num_scored)

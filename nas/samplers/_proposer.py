@@ -12,7 +12,7 @@ from nas.pareto import non_dominated
 from nas.samplers._archive import Archive
 from nas.samplers._codec import Codec, IntMatrix, Params
 from nas.samplers._design import feasible_pool, initial_design, row_keys, unique_rows
-from nas.samplers._inner import Pool, choose_batch, search
+from nas.samplers._inner import choose_batch, search
 from nas.samplers._model import Surrogate
 from predictors.encodings import GeneEncoding
 
@@ -57,8 +57,9 @@ class Proposer:
         rng = np.random.default_rng([seed, 0])
         self._reference = feasible_pool(codec, 768, rng)
         self._seeds = self._seed_rows(seed_params)
-        encoding = GeneEncoding(codec.genes, _extra_columns(codec, self._reference),
-                                self._reference)
+        encoding = GeneEncoding(
+            codec.genes, _extra_columns(codec, self._reference), self._reference
+        )
         self._surrogate = Surrogate(codec, encoding, signs)
         self._design: IntMatrix | None = None
 
@@ -137,8 +138,11 @@ class Proposer:
         self._pool = pool.levels
         self._queue = list(
             choose_batch(
-                pool, self._current_front(objectives[feasible]), self._batch_size(),
-                archive.taken(), rng,
+                pool,
+                self._current_front(objectives[feasible]),
+                self._batch_size(),
+                archive.taken(),
+                rng,
             )
         )
 
@@ -175,9 +179,7 @@ class Proposer:
         return unique_rows(self.codec.canonical(self.codec.to_matrix(seed_params)))
 
 
-def _extra_columns(
-    codec: Codec, reference: IntMatrix
-) -> Callable[[IntMatrix], FloatArray] | None:
+def _extra_columns(codec: Codec, reference: IntMatrix) -> Callable[[IntMatrix], FloatArray] | None:
     """The caller's features and the exact objectives, logged where they are positive."""
     exact = codec.exact_objectives(reference)
     extra = codec.features(reference)

@@ -92,8 +92,11 @@ def rank_aggregate(scores: Mapping[str, ArrayLike]) -> FloatArray:
 
 def _useless(name: str, values: FloatArray) -> bool:
     if not np.isfinite(values).all():
-        logger.warning("metric %r left out: it is not finite for %d archs", name,
-                       int((~np.isfinite(values)).sum()))
+        logger.warning(
+            "metric %r left out: it is not finite for %d archs",
+            name,
+            int((~np.isfinite(values)).sum()),
+        )
         return True
     if len(values) == 0 or (values == values[0]).all():
         logger.warning("metric %r left out: it is the same for all archs", name)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from predictors.zero_cost.probe import Probe, linear_weights
+from searchspace.sub_blocks import FFNBlock, MixerBlock
 from searchspace.subnet import Subnet
 
 
@@ -43,14 +44,18 @@ def synflow(probe: Probe) -> float:
     with torch.enable_grad():
         flow = _homogeneous_output(network, tokens=probe.inputs_BT.shape[1]).sum()
         gradients = torch.autograd.grad(flow, weights)
-    saliency = sum(float((w.detach() * g).abs().sum()) for w, g in zip(weights, gradients, strict=True))
+    saliency = sum(
+        float((w.detach() * g).abs().sum()) for w, g in zip(weights, gradients, strict=True)
+    )
     return math.log(saliency)
 
 
 def _homogeneous_output(network: Subnet, tokens: int) -> Tensor:
-    weight = network.ends.head.weight
-    x_1TD = torch.ones(1, tokens, weight.shape[1], dtype=weight.dtype)
+    head = network.ends.head
+    x_1TD = torch.ones(1, tokens, head.weight.shape[1], dtype=head.weight.dtype)
     for block in network.blocks.values():
+        assert isinstance(block, MixerBlock | FFNBlock)
         size_1T1 = x_1TD.detach().square().mean(dim=-1, keepdim=True).sqrt()
         x_1TD = x_1TD + size_1T1 * block.op(x_1TD / size_1T1)
-    return network.ends.head(x_1TD)
+    flow: Tensor = head(x_1TD)
+    return flow

@@ -274,7 +274,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wanted = args.problems or (["layered", "s", "m"] if args.data else ["layered"])
     rows = []
     for wish in wanted:
-        problem: Problem = Layered(noise=args.noise) if wish == "layered" else HwGpt(args.data, wish)
+        problem: Problem = (
+            Layered(noise=args.noise) if wish == "layered" else HwGpt(args.data, wish)
+        )
         for name in args.samplers:
             runs = [run_search(problem, name, seed, args.evals) for seed in range(args.seeds)]
             rows.append(summarise(problem, name, runs, args.evals))

@@ -34,7 +34,7 @@ def slow_volume(F: np.ndarray, reference: np.ndarray) -> float:
     for cell in itertools.product(*(range(len(axis) - 1) for axis in axes)):
         low = np.array([axis[i] for axis, i in zip(axes, cell, strict=True)])
         high = np.array([axis[i + 1] for axis, i in zip(axes, cell, strict=True)])
-        if (F <= low).all(axis=1).any():
+        if (low >= F).all(axis=1).any():
             total += float(np.prod(high - low))
     return total
 

@@ -23,7 +23,9 @@ def draw_levels(rng: np.random.Generator, count: int) -> np.ndarray:
 def loss_of(levels: np.ndarray) -> np.ndarray:
     width, ffn = levels[:, 0], levels[:, 1:]
     importance = np.linspace(1.3, 0.7, NUM_LAYERS)
-    return np.asarray(4.0 - 0.5 * width - 0.04 * ((1 + 0.3 * width)[:, None] * ffn * importance).sum(1))
+    return np.asarray(
+        4.0 - 0.5 * width - 0.04 * ((1 + 0.3 * width)[:, None] * ffn * importance).sum(1)
+    )
 
 
 def rmse(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,0 +1,276 @@
+"""`LatencyTable`: measured sub-block latencies of one device, and what networks made of them cost.
+
+A network's latency is ``intercept + sum over sub-blocks of (scale * entry + per_sub_block)``; the
+three constants are fitted on a few whole networks that are timed together with the table.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hw_profiles.device import Device
+from hw_profiles.workload import Workload
+from searchspace.arch import Arch
+from searchspace.errors import UserError
+from searchspace.files import read_json, write_json
+
+FORMAT = "hwnas-latency-table"
+VERSION = 1
+WHAT = "latency table"
+MEASURED, INTERPOLATED = "measured", "interpolated"
+_FFN_KEY = re.compile(r"(?P<head>ffn/.*/f)(?P<width>\d+)(?P<tail>/.*)")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The latency of one sub-block under one workload.
+
+    Args:
+        ratio: to the sentinel, median over rounds.
+        latency_us: `ratio` times the table's sentinel time.
+        spread: median absolute deviation / median.
+        num_samples: rounds that count.
+        kept_fraction: share of samples that ran undisturbed.
+        reliable: False when too few did.
+        implementation: the class that was timed.
+        measured_at: ISO 8601 time, UTC.
+        source: ``"measured"`` or ``"interpolated"``.
+    """
+
+    ratio: float
+    latency_us: float
+    spread: float
+    num_samples: int
+    kept_fraction: float
+    reliable: bool
+    implementation: str
+    measured_at: str
+    source: str = MEASURED
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What turns a sum of entries into a network's latency, for one workload.
+
+    Args:
+        scale: factor of every entry.
+        per_sub_block_us: added for every sub-block, the ends included.
+        intercept_us: added once.
+        mape: mean absolute error in percent of networks left out of the fit one by one; NaN when
+            nothing was fitted.
+        num_networks: whole networks in the fit; 0 means none.
+    """
+
+    scale: float = 1.0
+    per_sub_block_us: float = 0.0
+    intercept_us: float = 0.0
+    mape: float = math.nan
+    num_networks: int = 0
+
+
+@dataclass
+class LatencyTable:
+    """Latencies of sub-blocks on one device.
+
+    Args:
+        device: where they were measured.
+        workloads: what was timed.
+        sentinel_us: what the sentinel takes on the device; latencies are stated for that speed.
+        entries: by (workload name, sub-block key).
+        corrections: by workload name.
+    """
+
+    device: Device
+    workloads: tuple[Workload, ...]
+    sentinel_us: float
+    entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
+    corrections: dict[str, Correction] = field(default_factory=dict)
+
+    def entry(self, workload: Workload, key: str) -> Entry:
+        """Return a sub-block's entry, interpolated along the FFN width where it must be.
+
+        Raises:
+            UserError: naming the key when it was not measured and lies between no two widths that
+                were.
+        """
+        found = self.entries.get((workload.name, key))
+        found = found or self._interpolated(workload.name, key)
+        if found is None:
+            raise UserError(
+                f"the latency table has no entry {key!r} for workload {workload.name}; run "
+                "`nas profile` with the same search space and workloads to add it"
+            )
+        return found
+
+    def _interpolated(self, workload: str, key: str) -> Entry | None:
+        match = _FFN_KEY.fullmatch(key)
+        if match is None:
+            return None
+        width = int(match["width"])
+        measured: dict[int, Entry] = {}
+        for (name, other), entry in self.entries.items():
+            sibling = _FFN_KEY.fullmatch(other) if name == workload else None
+            if sibling and (sibling["head"], sibling["tail"]) == (match["head"], match["tail"]):
+                measured[int(sibling["width"])] = entry
+        below = max((w for w in measured if w < width), default=None)
+        above = min((w for w in measured if w > width), default=None)
+        if below is None or above is None:
+            return None
+        return _between(measured[below], measured[above], (width - below) / (above - below))
+
+    def correction(self, workload: Workload) -> Correction:
+        """Return the affine correction; the identity where none was fitted."""
+        return self.corrections.get(workload.name, Correction())
+
+    def sub_block_us(self, workload: Workload, keys: Iterable[str]) -> NDArray[np.float64]:
+        """Return the corrected latency of each key; a network's is their sum and the intercept.
+
+        Raises:
+            UserError: naming a key that was not measured.
+        """
+        fit = self.correction(workload)
+        measured = [self.entry(workload, key).latency_us for key in keys]
+        return fit.scale * np.array(measured, dtype=np.float64) + fit.per_sub_block_us
+
+    def breakdown(self, arch: Arch, workload: Workload) -> list[tuple[str, float]]:
+        """Return (key, corrected latency in ms) of every sub-block, and the intercept last.
+
+        Raises:
+            UserError: naming a key that was not measured.
+        """
+        keys = [spec.key for spec in arch.sub_blocks()]
+        parts_ms = self.sub_block_us(workload, keys) / 1e3
+        overhead = ("network overhead", self.correction(workload).intercept_us / 1e3)
+        return [*zip(keys, parts_ms.tolist(), strict=True), overhead]
+
+    def latency_ms(self, arch: Arch, workload: Workload) -> float:
+        """Return the predicted latency of a whole network.
+
+        Raises:
+            UserError: naming a key that was not measured.
+        """
+        return math.fsum(part_ms for _, part_ms in self.breakdown(arch, workload))
+
+    def save(self, path: Path) -> None:
+        """Write the table; whoever reads meanwhile sees the old one or the new one.
+
+        Raises:
+            UserError: when the folder cannot be written to.
+        """
+        by_workload: dict[str, dict[str, Any]] = {item.name: {} for item in self.workloads}
+        for (workload, key), entry in self.entries.items():
+            by_workload.setdefault(workload, {})[key] = asdict(entry)
+        corrections = {name: asdict(fit) for name, fit in self.corrections.items()}
+        for values in corrections.values():
+            values["mape"] = None if math.isnan(values["mape"]) else values["mape"]
+        write_json(
+            path,
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "device": self.device.to_dict(),
+                "device_id": self.device.id,
+                "sentinel_us": self.sentinel_us,
+                "workloads": [item.name for item in self.workloads],
+                "corrections": corrections,
+                "entries": by_workload,
+            },
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> LatencyTable:
+        """Read a table.
+
+        Raises:
+            UserError: when the file is absent, truncated, foreign, or of another version.
+        """
+        values = read_json(path, WHAT)
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise UserError(f"{path} is no {WHAT}: it is of another kind; run `nas profile`")
+        if values.get("version") != VERSION:
+            raise UserError(
+                f"{path} is a {WHAT} of version {values.get('version')}, this program reads "
+                f"version {VERSION}; delete it and run `nas profile`"
+            )
+        try:
+            return cls._from_dict(values)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path} is a damaged {WHAT} ({type(error).__name__}: {error}); delete it and run "
+                "`nas profile`"
+            ) from None
+
+    @classmethod
+    def _from_dict(cls, values: Mapping[str, Any]) -> LatencyTable:
+        entries = {
+            (workload, key): _positive(_build(Entry, entry), "latency_us", "ratio")
+            for workload, by_key in values["entries"].items()
+            for key, entry in by_key.items()
+        }
+        corrections = {}
+        for name, fit in values["corrections"].items():
+            given = {**fit, "mape": math.nan if fit["mape"] is None else fit["mape"]}
+            corrections[name] = _positive(_build(Correction, given), "scale")
+        sentinel_us = values["sentinel_us"]
+        if not isinstance(sentinel_us, float) or not 0 < sentinel_us < math.inf:
+            raise ValueError(f"sentinel_us={sentinel_us!r}")
+        return cls(
+            device=Device.from_dict(values["device"]),
+            workloads=tuple(Workload.parse(name) for name in values["workloads"]),
+            sentinel_us=sentinel_us,
+            entries=entries,
+            corrections=corrections,
+        )
+
+
+_Record = TypeVar("_Record", Entry, Correction)
+_KINDS: dict[str, tuple[type, ...]] = {
+    "float": (int, float),
+    "int": (int,),
+    "bool": (bool,),
+    "str": (str,),
+}
+
+
+def _build(kind: type[_Record], values: Mapping[str, Any]) -> _Record:
+    """Build a record whose fields all have their types."""
+    for item in fields(kind):
+        value = values[item.name]
+        if not isinstance(value, _KINDS[str(item.type)]):
+            raise ValueError(f"{item.name}={value!r} is no {item.type}")
+    return kind(**values)
+
+
+def _positive(record: _Record, *names: str) -> _Record:
+    for name in names:
+        value = getattr(record, name)
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}={value!r}")
+    return record
+
+
+def _between(low: Entry, high: Entry, share: float) -> Entry:
+    def mix(name: str) -> float:
+        return float((1 - share) * getattr(low, name) + share * getattr(high, name))
+
+    return Entry(
+        ratio=mix("ratio"),
+        latency_us=mix("latency_us"),
+        spread=max(low.spread, high.spread),
+        num_samples=min(low.num_samples, high.num_samples),
+        kept_fraction=min(low.kept_fraction, high.kept_fraction),
+        reliable=low.reliable and high.reliable,
+        implementation=low.implementation,
+        measured_at=min(low.measured_at, high.measured_at),
+        source=INTERPOLATED,
+    )

@@ -1,0 +1,326 @@
+"""The stages of a run. Each can be run alone and goes on from what the run folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+
+from hw_profiles.device import Device
+from hw_profiles.latency_table import LatencyTable
+from hw_profiles.process import prepare_process
+from hw_profiles.profiler import profile
+from hw_profiles.workload import Workload
+from nas.candidates import Objectives, Prices, SpaceCodec
+from nas.config import ExperimentConfig
+from nas.evaluation import held_out_loss
+from nas.export import ExportSource, export_subnet
+from nas.front import FrontSources, measure_front, uniform_networks, write_front
+from nas.progress import Reporter
+from nas.run_folder import RunFolder
+from nas.study import SearchProblem, SearchRun, evaluated, open_study, search_summary, sqlite_url
+from nas.tasks import prepare_task
+from nas.tasks.language_model import LanguageModelTask
+from nas.training import load_supernet, read_state, train_supernet
+from nas.warm_start import TrainingFreeScore, training_free_score
+from searchspace.arch import Arch
+from searchspace.errors import UserError
+from searchspace.files import read_json, write_json
+from searchspace.space import SearchSpace
+from searchspace.supernet import Supernet
+
+STAGES = ("profile", "train", "search", "export", "report")
+METRIC_BATCH = (8, 64)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run hands over.
+
+    Args:
+        folder: the run folder.
+        front: content of `front.json`.
+        subnets: exported folders by arch id.
+        report: the HTML report.
+    """
+
+    folder: Path
+    front: dict[str, Any]
+    subnets: dict[str, Path]
+    report: Path
+
+
+class Pipeline:
+    """A run's stages over one folder.
+
+    Args:
+        config: the resolved config.
+        reporter: shows what is going on.
+
+    Raises:
+        UserError: when config, data and folder do not go together.
+    """
+
+    def __init__(self, config: ExperimentConfig, reporter: Reporter | None = None) -> None:
+        self.config = config
+        self.reporter = reporter or Reporter()
+        SearchSpace.load(config.preset, 2)  # a wrong preset is said before anything is written
+        for text in config.profile.workloads:
+            Workload.parse(text)
+        prepare_process(config.profile.num_threads)
+        self.folder = RunFolder(Path(config.out))
+        self.folder.claim(config)
+
+    # ---- what stages share, made when first asked for --------------------------------------
+
+    @cached_property
+    def task(self) -> LanguageModelTask:
+        """The prepared task."""
+        return prepare_task(self.config.task, self.folder.task, self.reporter.say)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space, with the task's vocabulary."""
+        return SearchSpace.load(self.config.preset, self.task.vocab_size)
+
+    @cached_property
+    def workloads(self) -> list[Workload]:
+        """The workloads that are timed."""
+        return [Workload.parse(text) for text in self.config.profile.workloads]
+
+    @cached_property
+    def table(self) -> LatencyTable:
+        """The latency table of this device.
+
+        Raises:
+            UserError: when there is none, or it is of another device.
+        """
+        if not self.folder.table.exists():
+            raise UserError(f"{self.folder.path} holds no latency table; run `nas profile` first")
+        table = LatencyTable.load(self.folder.table)
+        table.device.require_same(Device.current(), f"the latency table {self.folder.table}")
+        return table
+
+    @cached_property
+    def supernet(self) -> Supernet:
+        """The trained supernet."""
+        return load_supernet(self.space, self.folder.supernet)
+
+    @cached_property
+    def prices(self) -> Prices:
+        """Exact costs of candidates."""
+        return Prices(self.space, self.table, self.config.search.workload)
+
+    @cached_property
+    def objectives(self) -> Objectives:
+        """What is minimised, under which limits."""
+        search = self.config.search
+        found: Objectives = Objectives.parse(
+            search.objectives, search.constraints, self.prices.metrics
+        )
+        return found
+
+    @property
+    def storage(self) -> str:
+        """The study's storage URL."""
+        return sqlite_url(self.folder.path)
+
+    # ---- stages ----------------------------------------------------------------------------
+
+    def run(self) -> Run:
+        """Run every stage."""
+        self.check_search()
+        for stage in STAGES:
+            getattr(self, stage)()
+        return self.result()
+
+    def check_search(self) -> None:
+        """Refuse wrong names in the search section before hours are spent on training."""
+        from nas.samplers import SAMPLERS
+        from predictors.zero_cost import get_metric
+        from searchspace.errors import unknown
+
+        if self.config.search.sampler not in SAMPLERS:
+            raise unknown("sampler", self.config.search.sampler, SAMPLERS)
+        for name in self.config.search.metrics:
+            get_metric(name)
+        known = ["weight_bytes", "params", "latency_ms", *(f"{w.phase}_ms" for w in self.workloads)]
+        Objectives.parse(self.config.search.objectives, self.config.search.constraints, known)
+
+    def profile(self) -> None:
+        """Measure the device's latency table."""
+        self.task  # noqa: B018  (the vocabulary size is part of what is timed)
+        with self.reporter.bar("profile") as bar:
+            table = profile(
+                self.space,
+                self.workloads,
+                self.folder.table,
+                num_threads=self.config.profile.num_threads,
+                time_budget_s=self.config.stage_seconds("profile"),
+                progress=bar.update,
+                seed=self.config.seed,
+                realtime=self.config.profile.realtime,
+            )
+        for workload in table.workloads:
+            fit = table.correction(workload)
+            self.reporter.say(
+                f"latency table: {workload.name} predicted within {fit.mape:.1f}% "
+                f"(left-out error on {fit.num_networks} whole networks)"
+            )
+
+    def train(self) -> None:
+        """Train the supernet."""
+        self.__dict__["supernet"] = train_supernet(
+            self.space,
+            self.task,
+            self.config.train,
+            self.folder.supernet,
+            seed=self.config.seed,
+            budget_s=self.config.stage_seconds("train"),
+            reporter=self.reporter,
+        )
+        state = read_state(self.folder.supernet)
+        assert state is not None
+        self.reporter.say(
+            f"supernet: {state.step} steps in {state.elapsed_s:.0f} s, {state.precision}"
+        )
+
+    def search(self) -> None:
+        """Search archs with the supernet's weights."""
+        config = self.config.search
+        objectives, supernet = self.objectives, self.supernet
+        batches = self.task.evaluation_batches("validation", config.evaluation_tokens, 8)
+
+        def evaluate(arch: Arch) -> float:
+            return held_out_loss(supernet.view(arch), batches, self.task)
+
+        seeds = (self.space.largest(), *uniform_networks(self.space).values())
+        problem = SearchProblem(
+            self.space, self.prices, objectives, evaluate, self._scores(), seeds
+        )
+        search = SearchRun(
+            problem, self.storage, config.sampler, self.config.seed, config.population
+        )
+        search.run(config.num_evaluations, self.config.stage_seconds("search"), self.reporter)
+        summary = search_summary(search.study, objectives, config.sampler)
+        write_json(self.folder.search, {**summary, "metrics": self._metric_agreement(search)})
+        self.reporter.say(
+            f"search: {search.num_evaluations} archs of {self.space.size():.2g} evaluated, "
+            f"best loss {search.best_loss():.3f} nats/{self.task.unit}"
+        )
+
+    def export(self) -> None:
+        """Measure the final front and its baselines, then export subnetworks."""
+        study = open_study(self.storage, self.objectives)
+        codec = SpaceCodec(self.space, self.prices, self.objectives)
+        items = evaluated(study)
+        if not items:
+            raise UserError(f"{self.folder.path} holds no evaluated arch; run `nas search` first")
+        sources = FrontSources(
+            self.space, self.supernet, self.task, self.table, self.objectives,
+            self.config.search.workload, self.config.seed,
+        )  # fmt: skip
+        front = measure_front(
+            sources, items, codec, self.config.export, self.folder.path, self.reporter
+        )
+        write_front(self.folder.path, front)
+        self._export_subnets(front)
+
+    def report(self) -> Path:
+        """Write the HTML report."""
+        from nas.report import write_report
+
+        return write_report(self.folder.path)
+
+    def result(self) -> Run:
+        """Return what the folder holds, once every stage is done."""
+        front = read_json(self.folder.front, "front")
+        subnets = {path.name: path for path in sorted(self.folder.subnets.glob("[!.]*"))}
+        return Run(self.folder.path, front, subnets, self.folder.path / "report.html")
+
+    # ---- parts of stages ---------------------------------------------------------------------
+
+    def _scores(self) -> TrainingFreeScore | None:
+        batch_size, tokens = METRIC_BATCH
+        inputs, targets = self.task.train_batch(0, batch_size, self.config.seed)
+        return training_free_score(
+            self.space,
+            self.config.search.metrics,
+            self.config.search.metric_pool,
+            (inputs[:, :tokens], targets[:, :tokens]),
+            self.folder.metric_scores,
+            seed=self.config.seed,
+            reporter=self.reporter,
+        )
+
+    def _metric_agreement(self, search: SearchRun) -> dict[str, Any]:
+        """Return how well each training-free metric orders archs by their evaluated loss."""
+        from scipy.stats import kendalltau
+
+        from predictors.zero_cost import score_archs
+
+        items = evaluated(search.study)[:: max(1, len(search.losses) // 40)]
+        losses = [search.losses[item.arch.id] for item in items]
+        if len(items) < 3:
+            return {}
+        batch_size, tokens = METRIC_BATCH
+        inputs, targets = self.task.train_batch(0, batch_size, self.config.seed)
+        names = tuple(dict.fromkeys(("params", *self.config.search.metrics)))
+        scores = score_archs(
+            names,
+            [item.arch for item in items],
+            (inputs[:, :tokens], targets[:, :tokens]),
+            self.config.seed,
+        )
+        return {
+            name: {
+                "kendall_tau": float(kendalltau(values, [-loss for loss in losses]).statistic),
+                "num_archs": len(items),
+            }
+            for name, values in scores.items()
+        }
+
+    def _export_subnets(self, front: dict[str, Any]) -> None:
+        source = ExportSource(self.supernet, self.task, self.config.export.test_tokens // 4)
+        records = {r["arch_id"]: r for group in front["groups"].values() for r in group}
+        wanted = self._chosen(front)
+        with self.reporter.bar("export") as bar:
+            for index, arch in enumerate(wanted):
+                folder = self.folder.subnets / arch.id
+                export_subnet(source, arch, folder, records.get(arch.id, {}))
+                bar.update((index + 1) / len(wanted))
+
+    def _chosen(self, front: dict[str, Any]) -> list[Arch]:
+        """Return the archs that `export.choose` names, without repeats."""
+        members = {r["arch_id"]: Arch.from_dict(r["arch"]) for r in front["groups"]["front"]}
+        known = {item.arch.id: item.arch for item in evaluated(open_study(self.storage, self.objectives))}
+        chosen: dict[str, Arch] = {}
+        for name in self.config.export.choose:
+            if name == "all":
+                chosen |= members
+                continue
+            arch_id = front["chosen"].get(name, name)
+            arch = members.get(arch_id) or known.get(arch_id)
+            if arch is None:
+                raise UserError(
+                    f"export.choose={name!r} is neither all, {', '.join(front['chosen'])} nor the "
+                    "id of an evaluated arch; see front.csv"
+                )
+            chosen[arch.id] = arch
+        return list(chosen.values())
+
+
+def run_stages(
+    config: ExperimentConfig, stages: Sequence[str], reporter: Reporter | None = None
+) -> Pipeline:
+    """Run some stages by name and return the pipeline."""
+    pipeline = Pipeline(config, reporter)
+    for stage in stages:
+        getattr(pipeline, stage)()
+    return pipeline
+
+
+

@@ -1,0 +1,188 @@
+"""Sections about the measured front: pictures, comparison, layers, and the table."""
+
+from __future__ import annotations
+
+from nas.report.commands import export_command, generate_command
+from nas.report.front_figures import loss_against_bytes, loss_against_latency
+from nas.report.layers import legend, mixer_colours, picture, strip, widest_ffn
+from nas.report.markup import Markup, fixed, join, megabytes, millions, number, table, tag
+from nas.report.run_data import Network, RunData
+from nas.report.statistics import Comparison, bits, comparisons
+from nas.report.summary import loss_text, workload_words
+
+NO_FRONT = "No front has been measured yet; `nas search` and `nas export` do that."
+
+
+def figure(drawing: Markup | None, caption: object) -> Markup | None:
+    """Return a drawing with its caption, or None without a drawing."""
+    return None if drawing is None else tag("figure", drawing, tag("figcaption", caption))
+
+
+def front_section(data: RunData) -> Markup:
+    """Return the pictures of the measured front and what it buys."""
+    if not data.groups["front"]:
+        return tag("p", NO_FRONT)
+    panels = [
+        figure(
+            loss_against_latency(data, workload, f"front{index}"),
+            f"Loss against latency, {workload_words(workload)}; both measured. "
+            "The area of a point is its weight bytes.",
+        )
+        for index, workload in enumerate(data.workloads)
+    ]
+    size = figure(loss_against_bytes(data, "size"), "Loss (measured) against weight bytes.")
+    note = (
+        "Down and to the left is better. The line joins the front members that nothing beats in "
+        "that pair of measures; a member off the line is on the front for a third one. "
+        + _baseline_sentence(data)
+    )
+    return join([tag("p", note), tag("div", *panels, size, _comparison(data), class_="grid")])
+
+
+def _baseline_sentence(data: RunData) -> str:
+    baselines = data.front.get("baselines") or {}
+    if not isinstance(baselines, dict) or not baselines:
+        return ""
+    told = ", ".join(f"{name} {loss:.2f}" for name, loss in baselines.items())
+    missing = [
+        text
+        for group, text in (("random", "random archs"), ("uniform", "uniform softmax networks"))
+        if not data.groups[group]
+    ]
+    ending = f" This run measured no {' and no '.join(missing)}." if missing else ""
+    return (
+        f"Counting n-grams reaches (measured, nats/{data.unit}): {told}; "
+        f"those near the networks are drawn as dashed lines.{ending}"
+    )
+
+
+def _comparison(data: RunData) -> Markup | None:
+    found = comparisons(data, data.workloads[0]) if data.workloads else []
+    if not found:
+        return None
+    unit = tag("small", f"nats/{data.unit}")
+    header = [
+        "plain network",
+        join(["loss", unit]),
+        join(["latency", tag("small", "ms")]),
+        "front network",
+        join(["loss", unit]),
+        join(["latency", tag("small", "ms")]),
+        "faster",
+        "smaller",
+    ]
+    rows = [_comparison_row(item, data.workloads[0]) for item in found]
+    sentence = (
+        "For each uniform softmax network: the fastest front network with at most its loss "
+        f"({workload_words(data.workloads[0])}; losses and latencies measured)."
+    )
+    return tag(
+        "div",
+        tag("h3", "What the front buys"),
+        tag("p", sentence, class_="note"),
+        table(header, rows),
+    )
+
+
+def _comparison_row(item: Comparison, workload: str) -> list[object]:
+    plain = [item.plain.label, fixed(item.plain.loss), number(item.plain.latency_ms[workload])]
+    if item.better is None:
+        return [*plain, "none is as good", "", "", "", ""]
+    better = item.better
+    return [
+        *plain,
+        tag("span", better.arch_id, class_="id"),
+        fixed(better.loss),
+        number(better.latency_ms[workload]),
+        f"{fixed(item.speedup, 2)}×",  # noqa: RUF001 - a multiplication sign
+        f"{fixed(item.bytes_ratio, 2)}×",  # noqa: RUF001 - a multiplication sign
+    ]
+
+
+def layers_section(data: RunData) -> Markup:
+    """Return one picture for each chosen network."""
+    members = {network.arch_id: network for network in data.groups["front"]}
+    chosen = [(members[i], tags) for i, tags in data.tags.items() if i in members]
+    drawn = [(network, tags) for network, tags in chosen if network.layers]
+    if not drawn:
+        return tag("p", "No network of the front was chosen by name, so none is drawn.")
+    networks = [network for network, _ in drawn]
+    colours, width = mixer_colours(networks), widest_ffn(networks)
+    cards = [
+        tag(
+            "div",
+            tag("h3", _tags(tags), tag("span", network.arch_id, class_="id")),
+            tag("p", _facts(network, data)),
+            picture(network, colours, width),
+            class_="network",
+        )
+        for network, tags in drawn
+    ]
+    return join([legend(colours), tag("div", *cards, class_="grid")])
+
+
+def _tags(names: list[str]) -> Markup:
+    return join(tag("span", name, class_="tag") for name in names)
+
+
+def _facts(network: Network, data: RunData) -> str:
+    latencies = [f"{number(ms)} ms {name}" for name, ms in network.latency_ms.items()]
+    measured = "; ".join([loss_text(network, data.unit), *latencies])
+    return (
+        f"Measured: {measured}. Counted: {megabytes(network.weight_bytes)} MB, "
+        f"{millions(network.params)} M parameters."
+    )
+
+
+def table_section(data: RunData) -> Markup:
+    """Return the table of all front members and the commands to use them."""
+    if not data.groups["front"]:
+        return tag("p", NO_FRONT)
+    colours = mixer_colours(data.groups["front"])
+    header = [
+        "network",
+        "layers",
+        _header("loss", f"nats/{data.unit}, measured"),
+        _header("loss", f"bits/{data.unit}, measured"),
+        *(_header(workload, "ms, measured") for workload in data.workloads),
+        _header("weights", "MB, counted"),
+        _header("parameters", "M, counted"),
+        _header("peak memory", "MiB, measured"),
+        _header("depth", "layers"),
+        "d_model",
+    ]
+    rows = [
+        [
+            tag("span", network.arch_id, " ", _tags(data.tags.get(network.arch_id, [])),
+                class_="id"),
+            strip(network, colours),
+            fixed(network.loss),
+            fixed(bits(network.loss)),
+            *(number(network.latency_ms.get(workload)) for workload in data.workloads),
+            megabytes(network.weight_bytes),
+            millions(network.params),
+            number(network.peak_mib),
+            network.depth,
+            network.arch.get("d_model", ""),
+        ]
+        for network in data.front_by_latency
+    ]
+    order = f"Fastest first ({workload_words(data.workloads[0])})." if data.workloads else None
+    return join([table(header, rows, text_columns=2, caption=order), _commands(data)])
+
+
+def _header(text: str, unit: str) -> Markup:
+    return join([text, tag("small", unit)])
+
+
+def _commands(data: RunData) -> Markup:
+    missing = [n.arch_id for n in data.front_by_latency if n.arch_id not in data.exports]
+    lines = [generate_command(data.folder, n.arch_id) for n in data.front_by_latency]
+    parts = [tag("h3", "Use one")]
+    if missing:
+        parts += [
+            tag("p", f"Not exported yet: {len(missing)} of {len(lines)}. This exports them:"),
+            tag("pre", export_command(data.folder, missing)),
+        ]
+    parts.append(tag("p", "Each exported network loads and writes text on its own:"))
+    return join([*parts, tag("pre", "\n".join(lines))])

@@ -1,0 +1,209 @@
+"""Sections about how the run went: search, predictions, training, metrics, and what it ran on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nas.report.figures import COLOURS, NAMES
+from nas.report.front_sections import figure
+from nas.report.markup import Markup, fixed, join, number, table, tag
+from nas.report.run_data import RunData, finite, mapping
+from nas.report.run_figures import (
+    bars,
+    hypervolume_curve,
+    latency_agreement,
+    loss_agreement_figure,
+    training_curves,
+)
+from nas.report.statistics import PredictionError, latency_error, loss_agreement
+from nas.report.summary import verdict, volumes, workload_words
+
+
+def search_section(data: RunData) -> Markup:
+    """Return hypervolume over evaluations, and the groups' final hypervolumes."""
+    curve = [value for value in map(finite, data.search.get("hypervolume") or ()) if value]
+    found = volumes(data)
+    if not curve and not found:
+        return tag("p", "No search has been run yet, so there is no hypervolume to show.")
+    left = figure(
+        hypervolume_curve(curve) if curve else None,
+        "Hypervolume of all candidates so far. Their losses are measured on validation files with "
+        "the supernet's weights, their latencies are predicted from the table.",
+    )
+    right = figure(_volume_bars(found) if found else None, _volume_caption(data))
+    return join([
+        tag("p", _search_words(data)),
+        tag("div", left, right, class_="grid"),
+        _failures(data.search.get("trials") or ()),
+    ])
+
+
+def _volume_bars(found: Mapping[str, float]) -> Markup:
+    values = {NAMES[group]: value for group, value in found.items()}
+    colours = {NAMES[group]: COLOURS[group] for group in found}
+    return bars("volumes", "Hypervolume of each group of networks", values,
+                "hypervolume, from measured values", colours)
+
+
+def _volume_caption(data: RunData) -> str:
+    names = ", ".join(str(name) for name in data.front.get("objectives") or ())
+    sizes = ", ".join(f"{len(data.groups[g])} {NAMES[g]}" for g in volumes(data))
+    return (
+        f"Hypervolume over {names}, from measured values of {sizes}; each objective is scaled to "
+        f"0..1 over all of them, more is better. In numbers: {verdict(data)}."
+    )
+
+
+def _search_words(data: RunData) -> str:
+    trials = [mapping(trial) for trial in data.search.get("trials") or ()]
+    if not trials:
+        return "The record of single evaluations is not in this folder."
+    failed = sum(trial.get("state") == "failed" for trial in trials)
+    seconds = sum(finite(trial.get("seconds")) or 0.0 for trial in trials)
+    return (
+        f"Sampler {data.search.get('sampler', 'unknown')}: {len(trials)} evaluations, "
+        f"{failed} of them failed, {number(seconds)} s in all; minimised: "
+        f"{', '.join(str(name) for name in data.search.get('objectives') or ())}."
+    )
+
+
+def _failures(trials: Sequence[Any]) -> Markup | None:
+    reasons = Counter(
+        str(trial.get("reason") or "no reason given")
+        for trial in map(mapping, trials)
+        if trial.get("state") == "failed"
+    )
+    if not reasons:
+        return None
+    rows = [[reason, count] for reason, count in reasons.most_common()]
+    return table(["why evaluations failed", "how many"], rows)
+
+
+def prediction_section(data: RunData) -> Markup:
+    """Return predicted against measured latency, and search loss against test loss."""
+    panels = [
+        figure(
+            latency_agreement(data, workload, f"latency{index}"),
+            f"{workload_words(workload)}: {error_words(latency_error(data, workload))} "
+            "The line is equality, the band is ±10 %.",
+        )
+        for index, workload in enumerate(data.workloads)
+    ]
+    agreement = loss_agreement(data)
+    tau = fixed(agreement.kendall_tau, 2) if agreement else ""
+    count = agreement.num_networks if agreement else 0
+    panels.append(
+        figure(
+            loss_agreement_figure(data),
+            "Loss the search saw (measured on validation files) against the loss on test files: "
+            f"Kendall tau {tau} over {count} networks. The line is equality.",
+        )
+    )
+    if not any(panels):
+        return tag("p", "No network has both a prediction and a measurement, so nothing is "
+                        "compared here.")
+    return tag("div", *panels, class_="grid")
+
+
+def error_words(error: PredictionError | None) -> str:
+    """Return prediction figures as a sentence."""
+    if error is None:
+        return "no figures."
+    return (
+        f"mean absolute error {number(error.mape_percent, 3)} % of the measured latency (MAPE), "
+        f"Kendall tau {fixed(error.kendall_tau, 2)}, over {error.num_networks} networks."
+    )
+
+
+def training_section(data: RunData) -> Markup:
+    """Return the training curves."""
+    drawing = training_curves(data.training)
+    if drawing is None:
+        return tag("p", "There is no training log in this folder, so no curve is drawn.")
+    last = data.training[-1]
+    seconds = f" in {number(last['elapsed_s'])} s" if "elapsed_s" in last else ""
+    caption = (
+        f"{last['step']:.0f} steps{seconds}. Every step trains the largest and the smallest "
+        "network and random ones on the same batch; each point is the mean of some steps."
+    )
+    return tag("div", figure(drawing, caption), class_="grid")
+
+
+def metrics_section(data: RunData) -> Markup:
+    """Return how well each training-free metric ranks networks."""
+    found: dict[str, float] = {}
+    counts: list[float] = []
+    for name, facts in mapping(data.search.get("metrics")).items():
+        tau = finite(mapping(facts).get("kendall_tau"))
+        if tau is not None:
+            found[str(name)] = tau
+            counts.append(finite(mapping(facts).get("num_archs")) or 0)
+    if not found:
+        return tag("p", "No training-free metric was compared with evaluated losses.")
+    order = dict(sorted(found.items(), key=lambda item: -item[1]))
+    drawing = bars("metrics", "Kendall tau of each training-free metric", order,
+                   "Kendall tau with evaluated loss", {}, lowest=0.0)
+    span = f"{min(counts):.0f}" + (f" to {max(counts):.0f}" if min(counts) != max(counts) else "")
+    caption = (
+        f"Measured on {span} evaluated networks each. 1: the metric puts networks in the order of "
+        "their evaluated loss, best first; 0: no relation; negative: the opposite order."
+    )
+    return tag("div", figure(drawing, caption), class_="grid")
+
+
+def facts_section(data: RunData) -> Markup:
+    """Return verification figures, device, versions and config."""
+    tables = [_pairs("Device", data.front.get("device")),
+              _pairs("Versions", data.front.get("versions"))]
+    config = _pairs("Config", data.config)
+    return join([
+        tag("h3", "Verified exports"),
+        _verified(data),
+        tag("div", *tables, class_="grid"),
+        tag("details", tag("summary", "Config of this run"), config)
+        if config else tag("p", "There is no config.json in this folder."),
+    ])
+
+
+def _verified(data: RunData) -> Markup:
+    if not data.exports:
+        return tag("p", "No network has been exported yet, so nothing was verified.")
+    records = {
+        arch_id: dict(_scalars(mapping(record.get("verified"))))
+        for arch_id, record in data.exports.items()
+    }
+    columns = list(dict.fromkeys(key for record in records.values() for key in record))
+    rows = [
+        [tag("span", arch_id, class_="id"), *(_value(record.get(key)) for key in columns)]
+        for arch_id, record in records.items()
+    ]
+    header = ["network", *(tag("span", key.replace("_", "_\u200b")) for key in columns)]
+    note = "Measured on each folder after it was written and loaded again, by comparison with the "
+    return join([tag("p", note + "supernet.", class_="note"), table(header, rows)])
+
+
+def _pairs(title: str, values: Any) -> Markup | None:
+    rows = [[key, tag("span", _value(value), class_="wrap")]
+            for key, value in _scalars(mapping(values))]
+    return tag("div", tag("h3", title), table(["name", "value"], rows, 2)) if rows else None
+
+
+def _scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return (dotted key, value) of everything nested in a mapping that is not a mapping."""
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found += _scalars(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", value))
+    return found
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]  # noqa: RUF001
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return number(value, 4) if isinstance(value, float) else str(value)

@@ -1,0 +1,64 @@
+"""The front as a table for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from nas.report.markup import fixed, megabytes, millions, number
+from nas.report.run_data import Network, RunData, from_parts
+from nas.report.statistics import bits
+from nas.report.summary import verdict
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def front_table(front: Mapping[str, Any]) -> Table:
+    """Return the front and the uniform networks it competes with, each fastest first.
+
+    Args:
+        front: the content of `front.json`.
+    """
+    from rich.table import Table
+
+    data = from_parts(front)
+    columns = ["network", f"nats/{data.unit}", f"bits/{data.unit}"]
+    columns += [f"{workload.partition('_')[0]} ms" for workload in data.workloads]
+    table = Table(title="Measured Pareto front", caption=_caption(data))
+    for index, column in enumerate([*columns, "MB", "M params", "MiB", "layers", "d_model"]):
+        table.add_column(column, justify="right" if index else "left", no_wrap=not index)
+    main = data.workloads[0] if data.workloads else ""
+    for group in ("front", "uniform"):
+        members = sorted(data.groups[group], key=lambda n: n.latency_ms.get(main, math.inf))
+        for network in members:
+            table.add_row(*_cells(network, data), style="dim" if group == "uniform" else None)
+        table.add_section()
+    return table
+
+
+def _cells(network: Network, data: RunData) -> list[Any]:
+    from rich.text import Text
+
+    tags = data.tags.get(network.arch_id, []) if network.group == "front" else []
+    return [
+        Text(" ".join([network.label, *tags])),
+        fixed(network.loss),
+        fixed(bits(network.loss)),
+        *(number(network.latency_ms.get(workload)) for workload in data.workloads),
+        megabytes(network.weight_bytes),
+        millions(network.params),
+        number(network.peak_mib),
+        str(network.depth),
+        str(network.arch.get("d_model", "")),
+    ]
+
+
+def _caption(data: RunData) -> Any:
+    from rich.text import Text
+
+    counted = "losses, latencies and MiB (peak memory) measured; MB (weights) and params counted"
+    sentence = verdict(data)
+    return Text(f"{counted}; {sentence}" + ("; dim: uniform networks" if data.groups["uniform"]
+                                            else ""))

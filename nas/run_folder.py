@@ -1,0 +1,125 @@
+"""A run folder: where things lie, and that it belongs to one config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nas.config import ExperimentConfig
+from searchspace.errors import UserError
+from searchspace.files import read_json, write_json
+
+# What a folder's tables, weights and evaluations depend on. The other keys (budgets, the search's
+# length, what is exported) may change from one command to the next.
+IDENTITY = (
+    "preset",
+    "seed",
+    "task",
+    "train.num_steps",
+    "train.batch_size",
+    "train.num_random",
+    "train.distillation",
+    "train.matrix_lr",
+    "train.other_lr",
+    "train.warmup_steps",
+    "train.decay_share",
+    "train.precision",
+    "profile.workloads",
+    "profile.num_threads",
+    "search.objectives",
+    "search.workload",
+    "search.constraints",
+    "search.sampler",
+    "search.evaluation_tokens",
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run.
+
+    Args:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.json"
+
+    @property
+    def task(self) -> Path:
+        """Folder of tokenizer and tokens."""
+        return self.path / "task"
+
+    @property
+    def table(self) -> Path:
+        """The latency table."""
+        return self.path / "latency_table.json"
+
+    @property
+    def supernet(self) -> Path:
+        """Folder of weights, training state and log."""
+        return self.path / "supernet"
+
+    @property
+    def metric_scores(self) -> Path:
+        """Training-free scores of the pool."""
+        return self.path / "metric_scores.json"
+
+    @property
+    def search(self) -> Path:
+        """The search's summary."""
+        return self.path / "search.json"
+
+    @property
+    def front(self) -> Path:
+        """The measured front."""
+        return self.path / "front.json"
+
+    @property
+    def subnets(self) -> Path:
+        """Folder of exported subnetworks."""
+        return self.path / "subnets"
+
+    def claim(self, config: ExperimentConfig) -> None:
+        """Write the config into the folder, or check that the folder belongs to it.
+
+        Raises:
+            UserError: when the folder holds a run of another config, holds foreign files, or
+                cannot be written to.
+        """
+        new = config.to_dict()
+        if self.config.exists():
+            old = read_json(self.config, "run config")
+            for key in IDENTITY:
+                before, now = _at(old, key), _at(new, key)
+                if before != now:
+                    raise UserError(
+                        f"{self.path} holds a run with {_difference(key, before, now)}; give "
+                        "another --out, or the same values to go on with that run"
+                    )
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise UserError(
+                f"{self.path} is not empty and holds no run (it has no config.json); give another "
+                "--out"
+            )
+        write_json(self.config, new)
+
+
+def _at(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    """Name the first value that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in now:
+            if before.get(name) != now[name]:
+                return _difference(f"{key}.{name}", before.get(name), now[name])
+    return f"{key}={before!r}, not {now!r}"

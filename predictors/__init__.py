@@ -1,0 +1,1 @@
+"""What guesses without running: training-free metrics, encodings and learned predictors."""

@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from dataclasses import replace
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from predictors.zero_cost import METRICS, Probe, rank_aggregate, score_arch, score_archs
+from predictors.zero_cost.probe import check_gradients, linear_weights
+from searchspace.arch import Arch, LayerArch
+from searchspace.errors import UserError
+from searchspace.ffn import FFNS
+from searchspace.linear import Linear
+from searchspace.mixers import MIXERS
+from searchspace.norms import NORMS
+from searchspace.subnet import Subnet
+
+VOCAB, SEED = 31, 5
+LAYER = LayerArch(
+    mixer="softmax", num_heads=4, num_kv_heads=2, position="rope", ffn="relu2", intermediate_size=24
+)
+
+
+def make_arch(*layers: LayerArch, d_model: int = 16) -> Arch:
+    return Arch(d_model=d_model, head_dim=8, vocab_size=VOCAB, layers=layers)
+
+
+def make_batch(sequences: int = 4, tokens: int = 12, vocab: int = VOCAB) -> tuple[Tensor, Tensor]:
+    text = torch.randint(
+        0, vocab, (sequences, tokens + 1), generator=torch.Generator().manual_seed(1)
+    )
+    return text[:, :-1], text[:, 1:]
+
+
+def every_layer() -> list[LayerArch]:
+    combinations = itertools.product([*MIXERS, "none"], [*FFNS, "none"], ("fp32", "int8"))
+    norms = itertools.cycle([*NORMS, *reversed(NORMS)])
+    return [
+        replace(
+            LAYER,
+            mixer=mixer,
+            ffn=ffn,
+            intermediate_size=0 if ffn == "none" else 24,
+            norm=norm,
+            mixer_precision=precision,
+            ffn_precision=precision,
+        )
+        for (mixer, ffn, precision), norm in zip(combinations, norms, strict=False)
+    ]
+
+
+def score(name: str, arch: Arch, batch: tuple[Tensor, Tensor] | None = None) -> float:
+    return score_arch(name, arch, batch or make_batch(), np.random.default_rng(SEED))
+
+
+def same_network(arch: Arch) -> Subnet:
+    seed = int(np.random.default_rng(SEED).integers(2**63 - 1))
+    return Subnet(arch).reset(torch.Generator().manual_seed(seed))
+
+
+def task_loss(network: Subnet) -> Tensor:
+    inputs, targets = make_batch()
+    return F.cross_entropy(network(inputs).flatten(0, 1), targets.flatten())
+
+
+@pytest.fixture(scope="module")
+def mixed() -> Arch:
+    gla = replace(LAYER, mixer="gla", ffn="swiglu", norm="layernorm")
+    return make_arch(LAYER, LayerArch(), gla)
+
+
+class TestEveryMetric:
+    def test_scores_every_operator_combination(self) -> None:
+        # A skipped slot between two equal layers.
+        archs = [make_arch(layer, LayerArch(), layer) for layer in every_layer()]
+        names = [name for name in METRICS if name != "flops"]  # slow on the first sight of a size
+        scores = score_archs(names, archs, make_batch(2, 7), SEED)
+        for values in scores.values():
+            assert values.shape == (len(archs),)
+            assert np.isfinite(values).all()
+
+    def test_scores_a_network_without_layers(self) -> None:
+        scores = score_archs(list(METRICS), [make_arch(LayerArch())], make_batch(), SEED)
+        assert scores["naswot"][0] == 0.0
+        assert scores["snip"][0] > 0.0
+
+    @pytest.mark.parametrize("name", METRICS)
+    def test_depends_on_nothing_but_its_arguments(self, name: str, mixed: Arch) -> None:
+        torch.manual_seed(0)
+        alone = score(name, mixed)
+        torch.manual_seed(1)
+        together = score_archs(list(METRICS), [make_arch(LAYER), mixed], make_batch(), SEED)
+        assert together[name][1] == alone
+
+    @pytest.mark.parametrize("name", ["grad_norm", "snip", "synflow", "naswot", "jacob_cov"])
+    def test_another_seed_gives_other_weights(self, name: str, mixed: Arch) -> None:
+        assert score_arch(name, mixed, make_batch(), np.random.default_rng(SEED + 1)) != score(
+            name, mixed
+        )
+
+    @pytest.mark.parametrize("name", ["grad_norm", "snip", "naswot", "jacob_cov"])
+    @pytest.mark.parametrize("mixer", [*MIXERS, "none"])
+    def test_fp32_agrees_with_fp64(self, name: str, mixer: str) -> None:
+        # A score made of rounding noise would not.
+        norms = itertools.cycle(NORMS)
+        layers = [replace(LAYER, mixer=mixer, ffn=ffn, norm=next(norms)) for ffn in FFNS]
+        for arch in (make_arch(layer, layer) for layer in layers):
+            low, high = (
+                METRICS[name](Probe(arch, make_batch(), SEED, dtype))
+                for dtype in (torch.float32, torch.float64)
+            )
+            assert low == pytest.approx(high, rel=2e-4)
+
+    @pytest.mark.parametrize("name", ["grad_norm", "snip"])
+    def test_int8_agrees_with_fp64_up_to_rounding(self, name: str) -> None:
+        arch = make_arch(replace(LAYER, mixer_precision="int8", ffn_precision="int8"))
+        low, high = (
+            METRICS[name](Probe(arch, make_batch(), SEED, dtype))
+            for dtype in (torch.float32, torch.float64)
+        )
+        assert low == pytest.approx(high, rel=0.03)
+
+    def test_progress_is_told_after_every_arch(self, mixed: Arch) -> None:
+        seen: list[tuple[int, int]] = []
+        score_archs(["params"], [mixed] * 3, make_batch(), 0, lambda i, n: seen.append((i, n)))
+        assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+class TestDefinitions:
+    def test_params_counts_the_built_network(self, mixed: Arch) -> None:
+        assert score("params", mixed) == sum(p.numel() for p in Subnet(mixed).parameters())
+
+    def test_flops_counts_the_run_network(self, mixed: Arch) -> None:
+        # PyTorch has no FLOP count for the CPU's fused attention, but for what meta tensors run.
+        with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+            Subnet(mixed)(torch.zeros(1, make_batch()[0].shape[1], dtype=torch.long))
+        assert score("flops", mixed) == pytest.approx(counter.get_total_flops(), rel=1e-9)
+
+    def test_grad_norm_and_snip_from_plain_backward(self, mixed: Arch) -> None:
+        network = same_network(mixed)
+        task_loss(network).backward()
+        norms, saliency = 0.0, 0.0
+        for module in network.modules():
+            if isinstance(module, Linear):
+                norms += module.weight.grad.norm().item()
+                saliency += (module.weight.grad * module.weight).abs().sum().item()
+        assert score("grad_norm", mixed) == pytest.approx(norms, rel=1e-5)
+        assert score("snip", mixed) == pytest.approx(saliency, rel=1e-5)
+
+    def test_snip_predicts_the_loss_without_a_weight(self, mixed: Arch) -> None:
+        # |w g| is the first-order change of the loss when w is scaled away.
+        network = same_network(mixed).double()
+        weight = network.blocks["layer0_ffn"].op.up_proj.weight
+        before = task_loss(network)
+        (grad,) = torch.autograd.grad(before, weight)
+        with torch.no_grad():
+            weight[3, 4] *= 1 - 1e-4
+        change = (task_loss(network) - before).item() / 1e-4
+        assert change == pytest.approx(-(weight[3, 4] * grad[3, 4]).item(), rel=1e-3)
+
+    def test_synflow_of_one_ffn_in_closed_form(self) -> None:
+        arch = make_arch(replace(LAYER, mixer="none", norm="layernorm"))
+        network = same_network(arch).double()
+        op = network.blocks["layer0_ffn"].op
+        up, down = (w.weight.detach().abs().numpy() for w in (op.up_proj, op.down_proj))
+        head = network.ends.head.weight.detach().abs().numpy()
+        tokens, ones = make_batch()[0].shape[1], np.ones(16)
+        hidden = up @ ones
+        column = head.sum(axis=0)
+        flow_head = (head * (ones + down @ hidden**2)).sum()
+        flow_down = (column[:, None] * down * hidden**2).sum()
+        # d relu(h)^2 / dh = 2 h, so the flow into the first matrix counts twice.
+        flow_up = 2 * flow_down
+        expected = math.log(tokens * (flow_head + flow_down + flow_up))
+        assert score("synflow", arch) == pytest.approx(expected, rel=1e-9)
+
+    def test_synflow_of_softmax_goes_through_values_only(self) -> None:
+        arch = make_arch(replace(LAYER, ffn="none", intermediate_size=0))
+        network = same_network(arch).double()
+        op = network.blocks["layer0_mixer"].op
+        value, out = (w.weight.detach().abs().numpy() for w in (op.v_proj, op.o_proj))
+        head = network.ends.head.weight.detach().abs().numpy()
+        # Two query heads read each key/value head; equal values are their own mean.
+        context = np.repeat((value @ np.ones(16)).reshape(2, 8), 2, axis=0).ravel()
+        flow_out = (head.sum(axis=0)[:, None] * out * context).sum()
+        flow_head = (head * (1 + out @ context)).sum()
+        tokens = make_batch()[0].shape[1]
+        expected = math.log(tokens * (flow_head + 2 * flow_out))
+        assert score("synflow", arch) == pytest.approx(expected, rel=1e-7)
+
+    @pytest.mark.parametrize("mixer", MIXERS)
+    @pytest.mark.parametrize("ffn", FFNS)
+    def test_synflow_and_params_grow_with_depth_and_width(self, mixer: str, ffn: str) -> None:
+        layer = replace(LAYER, mixer=mixer, ffn=ffn)
+        wide = replace(layer, intermediate_size=96)
+        archs = [make_arch(layer), make_arch(wide), make_arch(wide, wide)]
+        archs += [make_arch(wide, wide, d_model=64)]
+        scores = score_archs(["synflow", "params"], archs, make_batch(), SEED)
+        assert (np.diff(scores["synflow"]) > 0).all()
+        assert (np.diff(scores["params"]) > 0).all()
+
+    def test_naswot_by_counting(self, mixed: Arch) -> None:
+        network, hidden = same_network(mixed), []
+        for name in ("layer0_ffn", "layer2_ffn"):
+            network.blocks[name].op.down_proj.register_forward_pre_hook(
+                lambda module, inputs: hidden.append(inputs[0].flatten(0, 1))
+            )
+        network(make_batch()[0])
+        agree = np.eye(48)
+        for i, j in itertools.product(range(48), repeat=2):
+            agree[i, j] += sum(((units[i] > 0) == (units[j] > 0)).sum().item() for units in hidden)
+        expected = np.linalg.slogdet(agree)[1]
+        assert score("naswot", mixed) == pytest.approx(expected, rel=1e-9)
+
+    def test_naswot_looks_at_a_bounded_number_of_tokens(self) -> None:
+        probe = Probe(make_arch(LAYER), make_batch(8, 64), SEED)
+        assert [len(p) for p in probe.loss_pass.patterns] == [128]
+
+    def test_jacob_cov_from_one_sequence_at_a_time(self, mixed: Arch) -> None:
+        network = same_network(mixed).double()
+        rows = []
+        for tokens in make_batch()[0]:
+            x = network.ends.embed(tokens[None]).detach().requires_grad_()
+            out = x
+            for block in network.blocks.values():
+                out = block(out)
+            (grad,) = torch.autograd.grad(network.ends.logits(out).sum(), x)
+            rows.append(grad.flatten().numpy())
+        values = np.linalg.eigvals(np.corrcoef(rows)).real + 1e-5
+        expected = -sum(math.log(v) + 1 / v for v in values)
+        assert score("jacob_cov", mixed) == pytest.approx(expected, rel=1e-4)
+
+
+class TestAlarms:
+    @pytest.mark.parametrize("width", [16, 192])
+    def test_a_sum_of_layer_normalised_outputs_is_refused(self, width: int) -> None:
+        # The fault of a published benchmark: this loss is constant, its gradient rounding noise.
+        generator = torch.Generator().manual_seed(0)
+        weight = (torch.randn(width, width, generator=generator) / width**0.5).requires_grad_()
+        x = torch.randn(512, width, generator=generator)
+        out = F.layer_norm(x @ weight, (width,))
+        noise = torch.autograd.grad(out.sum() / len(x), weight, retain_graph=True)[0]
+        assert (noise != 0).any()
+        with pytest.raises(UserError, match="gradient vanishes"):
+            check_gradients(out.sum().item() / len(x), {"w": weight}, {"w": noise})
+        projected = (out @ torch.randn(width, generator=generator)).mean()
+        check_gradients(
+            projected.item(), {"w": weight}, {"w": torch.autograd.grad(projected, weight)[0]}
+        )
+
+    def test_a_vocabulary_of_one_token_is_refused(self) -> None:
+        arch = replace(make_arch(LAYER), vocab_size=1)
+        with pytest.raises(UserError, match=r"'snip' of arch \w+: the gradient vanishes"):
+            score("snip", arch, make_batch(vocab=1))
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_weights_that_blow_up_are_refused(self, bad: float, mixed: Arch) -> None:
+        probe = Probe(mixed, make_batch(), SEED)
+        with torch.no_grad():
+            probe.network.ends.head.weight[0, 0] = bad
+        with pytest.raises(UserError, match="loss at random weights"):
+            METRICS["grad_norm"](probe)
+
+    def test_a_gradient_that_is_not_finite_is_refused(self) -> None:
+        weights = {"a": torch.ones(2)}
+        with pytest.raises(UserError, match="gradient of a at random weights is not finite"):
+            check_gradients(1.0, weights, {"a": torch.tensor([1.0, math.nan])})
+
+    def test_unknown_metric(self, mixed: Arch) -> None:
+        with pytest.raises(UserError, match="did you mean 'synflow'"):
+            score("synflo", mixed)
+
+    def test_one_sequence_has_no_correlations(self, mixed: Arch) -> None:
+        with pytest.raises(UserError, match="at least two"):
+            score("jacob_cov", mixed, make_batch(1))
+
+    @pytest.mark.parametrize(
+        ("inputs", "targets", "sentence"),
+        [
+            (torch.zeros(2, 3).long(), torch.zeros(2, 4).long(), "same shape"),
+            (torch.zeros(2, 3), torch.zeros(2, 3), "int64"),
+            (torch.zeros(2, 3).long(), torch.full((2, 3), VOCAB), "ids 0 to 30"),
+            (torch.zeros(0, 3).long(), torch.zeros(0, 3).long(), "same shape"),
+        ],
+    )
+    def test_unfit_batches(self, inputs: Tensor, targets: Tensor, sentence: str) -> None:
+        with pytest.raises(UserError, match=sentence):
+            score("snip", make_arch(LAYER), (inputs, targets))
+
+    def test_saliencies_cover_every_linear_map(self, mixed: Arch) -> None:
+        matrices = {n for n, p in Subnet(mixed).named_parameters() if p.ndim == 2}
+        assert set(linear_weights(Subnet(mixed))) == {
+            name.removesuffix(".weight") for name in matrices - {"ends.embedding"}
+        }
+
+
+class TestRankAggregate:
+    def test_mean_of_normal_scores(self) -> None:
+        aggregated = rank_aggregate({"a": [1.0, 2.0, 30.0], "b": [0.0, -5.0, 7.0]})
+        low, middle, high = (NormalDist().inv_cdf((r - 0.5) / 3) for r in (1, 2, 3))
+        expected = [(low + middle) / 2, (middle + low) / 2, high]
+        np.testing.assert_allclose(aggregated, expected, atol=1e-12)
+
+    def test_ties_share_their_rank(self) -> None:
+        aggregated = rank_aggregate({"a": [1.0, 1.0, 2.0, 2.0]})
+        assert aggregated[0] == aggregated[1] == -aggregated[2] == -aggregated[3]
+
+    def test_only_ranks_count(self) -> None:
+        values = np.random.default_rng(0).normal(size=20)
+        np.testing.assert_array_equal(
+            rank_aggregate({"a": values}), rank_aggregate({"a": np.exp(9 * values)})
+        )
+
+    @pytest.mark.parametrize(
+        ("bad", "reason"),
+        [
+            ([3.0, 3.0, 3.0], "the same for all"),
+            ([1.0, math.nan, 2.0], "not finite for 1"),
+            ([1.0, -math.inf, math.inf], "not finite for 2"),
+        ],
+    )
+    def test_useless_metrics_are_dropped_and_reported(
+        self, bad: list[float], reason: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        good = [3.0, 1.0, 2.0]
+        with caplog.at_level(logging.WARNING):
+            aggregated = rank_aggregate({"good": good, "bad": bad})
+        np.testing.assert_array_equal(aggregated, rank_aggregate({"good": good}))
+        assert "'bad'" in caplog.text
+        assert reason in caplog.text
+
+    def test_nothing_left(self) -> None:
+        with pytest.raises(UserError, match="none of the metrics a tells"):
+            rank_aggregate({"a": [1.0, 1.0]})
+
+    def test_different_lengths(self) -> None:
+        with pytest.raises(UserError, match="different shapes"):
+            rank_aggregate({"a": [1.0, 2.0], "b": [1.0]})
