@@ -95,9 +95,8 @@ def system_clock() -> Iterator[SystemClock]:
 
 @contextlib.contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Collect now, and not again until the block ends."""
+    """Do not collect garbage until the block ends."""
     was_enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

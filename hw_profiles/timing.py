@@ -133,6 +133,7 @@ class _Session:
     inner: dict[str, int] = field(default_factory=dict)
     call_us: dict[str, float] = field(default_factory=dict)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
+    rested: bool = False
 
     def warm_up(self) -> None:
         """Run every target a few times, and find out how many calls make a sample."""
@@ -142,6 +143,7 @@ class _Session:
                 start = self.clock.now_ns()
                 call()
                 durations.append((self.clock.now_ns() - start) / 1e3)
+            self.rest(0.0, sum(durations) / 1e6)
             self.call_us[name] = max(min(durations), 0.1)
             wanted = math.ceil(self.min_sample_us / self.call_us[name])
             self.inner[name] = 1 if self.context == "mixed" else wanted
@@ -150,8 +152,10 @@ class _Session:
     def burst(self, names: Sequence[str], round_index: int) -> None:
         """Time calls that follow one another; they are kept or dropped together."""
         # What ran before (a sleep, a bigger target) must not be charged to the first call.
-        warm = self.targets[names[0] if self.context == "steady" else names[-1]]
-        warm()
+        if self.context == "steady" or names == [SENTINEL]:
+            self.targets[names[0]]()
+        elif self.rested:
+            self.targets[names[-1]]()
         now, started, timed = self.clock.now_ns, self.clock.now_ns(), []
         delay = self.clock.run_delay_ns()
         for name in names:
@@ -172,10 +176,9 @@ class _Session:
 
         A thread that has slept is scheduled at once and then runs undisturbed for a while.
         """
-        if self.rests:
-            self.clock.sleep(elapsed_s)
-        elif share > MAX_DELAY_SHARE:
-            self.clock.sleep(min(elapsed_s, REST_AFTER_DISTURBANCE_S))
+        self.rested = self.rests or share > MAX_DELAY_SHARE
+        if self.rested:
+            self.clock.sleep(elapsed_s if self.rests else min(elapsed_s, REST_AFTER_DISTURBANCE_S))
 
 
 SENTINEL = "sentinel"
@@ -232,9 +235,10 @@ def time_interleaved(
     calls = {**targets, SENTINEL: sentinel.call}
     session = _Session(calls, clock, context, realtime, min_sample_ms * 1e3)
     with torch.inference_mode(), no_garbage_collection():
-        session.warm_up()
+        sentinel.call()
         _refresh(clock)
         with realtime_scheduling(realtime):
+            session.warm_up()
             _run_rounds(session, rounds, rng, time_budget_s)
     return {
         name: summarise(session.samples[name], session.samples[SENTINEL], sentinel.reference_us)
@@ -243,7 +247,7 @@ def time_interleaved(
 
 
 def _refresh(clock: Clock) -> None:
-    """Worker threads exist only after the warm-up."""
+    """Worker threads exist only after the first parallel operator."""
     refresh = getattr(clock, "refresh_threads", None)
     if refresh is not None:
         refresh()

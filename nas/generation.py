@@ -72,3 +72,4 @@ def generate_text(
         subnet, tokenizer.encode(prompt), max_tokens, temperature, generator
     ):
         yield decoder.push(token)
+    yield decoder.finish()

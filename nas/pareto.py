@@ -24,7 +24,7 @@ def non_dominated(F: ArrayLike) -> BoolArray:
             the front.
     """
     values = _points(F)
-    mask = ~np.isnan(values).any(axis=1)
+    mask = np.asarray(np.isfinite(values) | np.isinf(values)).all(axis=1).reshape(-1)
     rows = np.flatnonzero(mask)
     if len(rows) == 0:
         return mask

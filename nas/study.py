@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,9 @@ def open_study(storage: str, objectives: Objectives, sampler: Any = None) -> Stu
             f"the study at {storage} minimises {study.metric_names}, this search minimises "
             f"{list(objectives.names)}; choose another run folder"
         )
-    study.set_metric_names(list(objectives.names))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(list(objectives.names))
     return study
 
 

@@ -1,4 +1,4 @@
-"""Features of candidates for small-sample regressors, each with the scale its effect is expected at.
+"""Features of candidates for small-sample regressors, each with its expected scale.
 
 A repeated gene (`layers.<i>.<gene>`) gives its mean over the layers, its first two position
 moments and one small deviation per layer; globals and means give squares and products. With 20
@@ -9,7 +9,7 @@ ones. Letters: N candidates, G genes, B base columns, T summary columns, P featu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, pairwise
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,11 @@ from predictors._genes import (
 __all__ = ["Gene", "GeneEncoding", "layer_groups", "levels_of", "params_of"]
 
 FloatMatrix = NDArray[np.float64]
+FeatureMatrix = NDArray[np.float32]
 Features = Callable[[IntMatrix], FloatMatrix]
 
 _MAX_PRODUCTS = 240
+_CHUNK = 4096
 _SCALE = {
     "global": 1.0,
     "extra": 4.0,
@@ -67,13 +69,13 @@ class GeneEncoding:
         self.genes = tuple(genes)
         self._tables = [_table(gene) for gene in self.genes]
         offsets = np.cumsum([0] + [table.shape[1] for table in self._tables])
-        self._slices = [slice(a, b) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        self._slices = [slice(a, b) for a, b in pairwise(offsets.tolist())]
         self._extra = extra_features
         self._extra_centre, self._extra_spread = self._standardise_extra(reference)
         self._build()
 
-    def encode(self, candidates: IntMatrix | Sequence[Mapping[str, Any]]) -> FloatMatrix:
-        """Return the features, unscaled, shape (N, P).
+    def encode(self, candidates: IntMatrix | Sequence[Mapping[str, Any]]) -> FeatureMatrix:
+        """Return the features, unscaled, shape (N, P), in float32.
 
         Args:
             candidates: a level matrix (N, G) or N parameter dictionaries.
@@ -82,24 +84,35 @@ class GeneEncoding:
             levels = candidates
         else:
             levels = levels_of(self.genes, candidates)
-        base_NB = np.empty((len(levels), self._num_base))
+        features = np.empty((len(levels), len(self.columns)), dtype=np.float32)
+        # Blocks that stay in cache: whole-matrix temporaries cost several times as much.
+        for start in range(0, len(levels), _CHUNK):
+            block = slice(start, start + _CHUNK)
+            self._encode_block(levels[block], features[block])
+        return features
+
+    def _encode_block(self, levels: IntMatrix, out: FeatureMatrix) -> None:
+        base_NB = np.empty((len(levels), self._num_base), dtype=np.float32)
         for column, (gene, table) in enumerate(zip(self.genes, self._tables, strict=True)):
-            base_NB[:, self._slices[column]] = (
-                table[levels[:, column]]
-                if len(table) == gene.num_levels
-                else 2.0 * levels[:, column, None] / (gene.num_levels - 1) - 1.0
-            )
-        summary_NT = base_NB @ self._summary_BT
+            if len(table) == gene.num_levels:
+                base_NB[:, self._slices[column]] = table[levels[:, column]]
+            else:
+                unit = levels[:, column, None] / (gene.num_levels - 1)
+                base_NB[:, self._slices[column]] = 2.0 * unit - 1.0
+        num_linear, num_extra = self._summary_BT.shape[1], len(self._extra_centre)
+        num_summary, num_products = num_linear + num_extra, len(self._left)
+        np.matmul(base_NB, self._summary_BT, out=out[:, :num_linear])
         if self._extra is not None:
             extra = np.asarray(self._extra(levels), dtype=np.float64).reshape(len(levels), -1)
             extra = np.clip((extra - self._extra_centre) / self._extra_spread, -4.0, 4.0)
-            summary_NT = np.hstack([summary_NT, extra])
-        products = summary_NT[:, self._left] * summary_NT[:, self._right]
+            out[:, num_linear:num_summary] = extra
+        end = num_summary + num_products
+        np.multiply(out[:, self._left], out[:, self._right], out=out[:, num_summary:end])
         deviations = base_NB[:, self._deviation_columns]
-        parts = [summary_NT, products, deviations]
+        out[:, end : end + deviations.shape[1]] = deviations
         if self._size_column is not None:
-            parts.append(deviations * summary_NT[:, [self._size_column]])
-        return np.hstack(parts)
+            deviations *= out[:, [self._size_column]]
+            out[:, end + deviations.shape[1] :] = deviations
 
     def _standardise_extra(self, reference: IntMatrix | None) -> tuple[FloatMatrix, FloatMatrix]:
         if self._extra is None:
@@ -133,7 +146,8 @@ class GeneEncoding:
         for k in range(len(self._extra_centre)):
             kinds.append("extra")
             names.append(f"extra[{k}]")
-        self._summary_BT = np.array(maps).T.reshape(self._num_base, len(maps))
+        summary = np.array(maps, dtype=np.float32).reshape(len(maps), self._num_base)
+        self._summary_BT = np.ascontiguousarray(summary.T)
         self._size_column = _size_column(kinds)
         pairs = _product_pairs(kinds, self._size_column)
         self._left = np.array([a for a, _ in pairs], dtype=np.int64)

@@ -20,6 +20,7 @@ FloatArray = NDArray[np.float64]
 
 _NOISE_GRID = np.geomspace(1e-5, 3.0, 16)
 _STACK_FROM = 64
+_CHUNK = 4096
 _MAX_TUNING_ROWS = 192
 _RBF_FEATURES = 192
 
@@ -81,14 +82,18 @@ class QualityRegressor:
 
     def predict(self, X: ArrayLike) -> tuple[FloatArray, FloatArray]:
         """Return mean and standard deviation, both of shape (M,), in the target's unit."""
-        phi = self._phi(X)
-        mean = phi @ self._posterior.weights
-        std = self._posterior.std(phi)
+        features = np.asarray(X)
+        means, stds = [], []
+        for start in range(0, len(features), _CHUNK):
+            phi = self._phi(features[start : start + _CHUNK])
+            means.append(phi @ self._posterior.weights)
+            stds.append(self._posterior.std(phi))
+        mean, std = np.concatenate([[], *means]), np.concatenate([[], *stds])
         return self._unwarp(mean), self._unwarp_std(mean, std)
 
     def predict_mean(self, X: ArrayLike) -> FloatArray:
         """Return the mean alone, shape (M,); cheaper than `predict`."""
-        return self._unwarp(self._phi(X) @ self._posterior.weights)
+        return self._unwarp(self._project(X, self._posterior.weights[None]))[:, 0]
 
     def draw(self, rng: np.random.Generator, num_draws: int) -> FloatArray:
         """Return weights of posterior draws, shape (num_draws, P'), for `predict_draws`."""
@@ -96,13 +101,24 @@ class QualityRegressor:
 
     def predict_draws(self, X: ArrayLike, draws: FloatArray) -> FloatArray:
         """Return the mean and what each draw predicts, shape (M, 1 + num_draws), mean first."""
-        return self._unwarp(self._phi(X) @ np.vstack([self._posterior.weights, draws]).T)
+        return self._unwarp(self._project(X, np.vstack([self._posterior.weights, draws])))
 
     @property
     def noise_std(self) -> float:
         """Estimated noise of one label, in the target's unit near its mean."""
         std = np.array([self._posterior.noise_std])
         return float(self._unwarp_std(np.zeros(1), std)[0])
+
+    def _project(self, X: ArrayLike, weights: FloatArray) -> FloatArray:
+        """Return phi(X) @ weights.T; without the RBF term the scaling folds into the weights."""
+        features = np.asarray(X)
+        if self._rbf is not None:
+            blocks = range(0, len(features), _CHUNK)
+            parts = [self._phi(features[b : b + _CHUNK]) @ weights.T for b in blocks]
+            return np.concatenate([np.empty((0, len(weights))), *parts])
+        scaled = (weights * self._scale).T
+        folded = features @ scaled.astype(features.dtype, copy=False)
+        return np.asarray(folded - self._mean_x @ scaled, dtype=np.float64)
 
     def _phi(self, X: ArrayLike) -> FloatArray:
         scaled = (np.asarray(X, dtype=np.float64) - self._mean_x) * self._scale

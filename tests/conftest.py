@@ -11,6 +11,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 
+with torch.device("meta"):
+    # PyTorch lists the functions that obey a device context at its first use: before the patch.
+    torch.empty(1)
+
 
 @pytest.fixture(autouse=True)
 def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

@@ -108,12 +108,13 @@ def _add_tip(element: ET.Element, tip: str | None) -> None:
         element.insert(0, title)
 
 
-def scale_axis(axis: Axis, values: Sequence[float]) -> None:
+def scale_axis(axis: Axis, values: Sequence[float], margin: float = 0.07) -> None:
     """Choose a linear or (for a wide range of positive values) a logarithmic scale with few ticks.
 
     Args:
         axis: `ax.xaxis` or `ax.yaxis`.
         values: what is drawn along it.
+        margin: room at both ends, as a share of the range.
     """
     low, high = min(values), max(values)
     set_scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale
@@ -122,12 +123,12 @@ def scale_axis(axis: Axis, values: Sequence[float]) -> None:
         set_scale("log")
         axis.set_major_locator(FixedLocator(_log_ticks(low, high)))
         axis.set_minor_locator(NullLocator())
-        ratio = (high / low) ** 0.07
+        ratio = (high / low) ** margin
         set_limits(low / ratio, high * ratio)
     else:
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        margin = 0.07 * (high - low) or 0.1 * abs(high) or 1.0
-        set_limits(low - margin, high + margin)
+        room = margin * (high - low) or 0.1 * abs(high) or 1.0
+        set_limits(low - room, high + room)
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 

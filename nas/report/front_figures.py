@@ -26,8 +26,10 @@ from nas.report.run_data import GROUPS, Network, RunData, numbers
 
 LARGEST_AREA_PT2, SMALLEST_AREA_PT2 = 110.0, 9.0
 # A baseline further above the networks than this share of their range is named, not drawn.
-BASELINE_ROOM = 0.35
+BASELINE_ROOM = 0.2
 BASELINE_GAP = 0.06
+# Room at the ends of the axes for labels.
+MARGIN = 0.1
 
 
 def loss_against_latency(data: RunData, workload: str, name: str) -> Markup | None:
@@ -67,7 +69,7 @@ def _front_figure(
         return None
 
     def paint(figure: Figure, ax: Axes) -> dict[str, str]:
-        _set_axes(ax, data, drawn, x_label)
+        lines_y = _set_axes(ax, data, drawn, x_label)
         _draw_staircase(ax, [(x, y) for network, x, y in drawn if network.group == "front"])
         tips = _draw_points(ax, data, drawn, sized)
         legend_above(ax, _legend(drawn), columns=3)
@@ -76,19 +78,20 @@ def _front_figure(
             if network.group == "front":
                 labels.setdefault((x, y), []).extend(data.tags.get(network.arch_id, []))
         texts = {at: ", ".join(tags) for at, tags in labels.items() if tags}
-        place_labels(ax, texts, [(x, y) for _, x, y in drawn], INK)
+        place_labels(ax, texts, [(x, y) for _, x, y in drawn], lines_y, INK)
         return tips
 
     return draw(name, f"Measured loss against {x_label} of all measured networks", paint, 4.0)
 
 
-def _set_axes(ax: Axes, data: RunData, drawn: Drawn, x_label: str) -> None:
+def _set_axes(ax: Axes, data: RunData, drawn: Drawn, x_label: str) -> list[float]:
+    """Scale and name the axes, draw the baselines; return the heights of their lines."""
     losses = [y for *_, y in drawn]
     room = max(losses) + BASELINE_ROOM * (max(losses) - min(losses))
     baselines = numbers(data.front.get("baselines"))
     shown = {name: loss for name, loss in baselines.items() if loss <= room}
-    scale_axis(ax.xaxis, [x for _, x, _ in drawn])
-    scale_axis(ax.yaxis, [*losses, *shown.values()])
+    scale_axis(ax.xaxis, [x for _, x, _ in drawn], MARGIN)
+    scale_axis(ax.yaxis, [*losses, *shown.values()], MARGIN)
     low, high = ax.get_ylim()
     height_of_last = -np.inf
     for name, loss in sorted(shown.items(), key=lambda item: item[1]):
@@ -96,10 +99,14 @@ def _set_axes(ax: Axes, data: RunData, drawn: Drawn, x_label: str) -> None:
         height_of_last = max((loss - low) / (high - low), height_of_last + BASELINE_GAP)
         ax.text(
             *(1.012, height_of_last, f"{name}\n{loss:.2f}"),
-            transform=ax.transAxes, color=MUTED, va="center", fontsize=7.5,
+            transform=ax.transAxes,
+            color=MUTED,
+            va="center",
+            fontsize=7.5,
         )
     ax.set_xlabel(x_label)
     ax.set_ylabel(f"measured test loss, nats/{data.unit}")
+    return list(shown.values())
 
 
 def _draw_staircase(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
@@ -109,8 +116,15 @@ def _draw_staircase(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
     values = np.array(points)
     steps = values[non_dominated(values)]
     steps = steps[np.argsort(steps[:, 0])]
-    ax.step(steps[:, 0], steps[:, 1], where="post", color=COLOURS["front"], alpha=0.45,
-            linewidth=1.4, zorder=2)
+    ax.step(
+        steps[:, 0],
+        steps[:, 1],
+        where="post",
+        color=COLOURS["front"],
+        alpha=0.45,
+        linewidth=1.4,
+        zorder=2,
+    )
 
 
 def _draw_points(ax: Axes, data: RunData, drawn: Drawn, sized: bool) -> dict[str, str]:
@@ -122,9 +136,16 @@ def _draw_points(ax: Axes, data: RunData, drawn: Drawn, sized: bool) -> dict[str
         chosen = network.group == "front" and network.arch_id in data.tags
         gid = f"network{index}"
         ax.scatter(
-            *([x], [y]), s=area, marker=MARKERS[network.group], color=COLOURS[network.group],
-            alpha=0.85, edgecolors=INK if chosen else "white", gid=gid, clip_on=False,
-            linewidths=1.3 if chosen else 0.5, zorder=4 + (network.group == "front"),
+            *([x], [y]),
+            s=area,
+            marker=MARKERS[network.group],
+            color=COLOURS[network.group],
+            alpha=0.85,
+            edgecolors=INK if chosen else "white",
+            gid=gid,
+            clip_on=False,
+            linewidths=1.3 if chosen else 0.5,
+            zorder=4 + (network.group == "front"),
         )
         tips[gid] = _tip(network, data)
     return tips
@@ -134,17 +155,28 @@ def _tip(network: Network, data: RunData) -> str:
     """Return what is shown when the mouse is over a point."""
     latencies = [f"{number(ms)} ms {name}" for name, ms in network.latency_ms.items()]
     title = " ".join([*data.tags.get(network.arch_id, []), network.label])
-    return "\n".join([
-        f"{title} ({NAMES[network.group]})",
-        f"measured: {fixed(network.loss)} nats/{data.unit}, {', '.join(latencies)}",
-        f"counted: {megabytes(network.weight_bytes)} MB, {network.depth} layers",
-    ])
+    return "\n".join(
+        [
+            f"{title} ({NAMES[network.group]})",
+            f"measured: {fixed(network.loss)} nats/{data.unit}, {', '.join(latencies)}",
+            f"counted: {megabytes(network.weight_bytes)} MB, {network.depth} layers",
+        ]
+    )
 
 
 def _legend(drawn: Drawn) -> list[Line2D]:
     counts = {group: sum(n.group == group for n, *_ in drawn) for group in GROUPS}
     return [
-        Line2D([], [], linestyle="none", marker=MARKERS[group], color=COLOURS[group],
-               markeredgecolor="white", markersize=7, label=f"{NAMES[group]} ({count})")
-        for group, count in counts.items() if count
+        Line2D(
+            [],
+            [],
+            linestyle="none",
+            marker=MARKERS[group],
+            color=COLOURS[group],
+            markeredgecolor="white",
+            markersize=7,
+            label=f"{NAMES[group]} ({count})",
+        )
+        for group, count in counts.items()
+        if count
     ]

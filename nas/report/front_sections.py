@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nas.report.commands import export_command, generate_command
 from nas.report.front_figures import loss_against_bytes, loss_against_latency
-from nas.report.layers import legend, mixer_colours, picture, strip, widest_ffn
+from nas.report.layers import legend, mixer_colours, picture, strip, strip_legend, widest_ffn
 from nas.report.markup import Markup, fixed, join, megabytes, millions, number, table, tag
 from nas.report.run_data import Network, RunData
 from nas.report.statistics import Comparison, bits, comparisons
@@ -81,6 +81,7 @@ def _comparison(data: RunData) -> Markup | None:
         tag("h3", "What the front buys"),
         tag("p", sentence, class_="note"),
         table(header, rows),
+        class_="tight",
     )
 
 
@@ -153,8 +154,9 @@ def table_section(data: RunData) -> Markup:
     ]
     rows = [
         [
-            tag("span", network.arch_id, " ", _tags(data.tags.get(network.arch_id, [])),
-                class_="id"),
+            tag(
+                "span", network.arch_id, " ", _tags(data.tags.get(network.arch_id, [])), class_="id"
+            ),
             strip(network, colours),
             fixed(network.loss),
             fixed(bits(network.loss)),
@@ -168,7 +170,8 @@ def table_section(data: RunData) -> Markup:
         for network in data.front_by_latency
     ]
     order = f"Fastest first ({workload_words(data.workloads[0])})." if data.workloads else None
-    return join([table(header, rows, text_columns=2, caption=order), _commands(data)])
+    shown = table(header, rows, text_columns=2, caption=order)
+    return join([shown, strip_legend(colours), _commands(data)])
 
 
 def _header(text: str, unit: str) -> Markup:

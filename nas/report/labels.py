@@ -7,6 +7,7 @@ from typing import cast
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
@@ -17,7 +18,10 @@ OUTSIDE_COST = 50.0
 
 
 def place_labels(
-    ax: Axes, labels: Mapping[tuple[float, float], str], points: Sequence[tuple[float, float]],
+    ax: Axes,
+    labels: Mapping[tuple[float, float], str],
+    points: Sequence[tuple[float, float]],
+    lines_y: Sequence[float],
     colour: str,
 ) -> None:
     """Write each label beside its point, at the place where it covers least.
@@ -28,11 +32,16 @@ def place_labels(
         ax: the axes.
         labels: text by the (x, y) it belongs to.
         points: all points drawn, which labels should not cover.
+        lines_y: heights of horizontal lines, which labels should not cross.
         colour: of text and leader line.
     """
     canvas = cast(FigureCanvasAgg, ax.figure.canvas)
     canvas.draw()
     taken = [_around(*ax.transData.transform(point)) for point in points]
+    inside = ax.get_window_extent()
+    for y in lines_y:
+        height = ax.transData.transform((1.0, y))[1]
+        taken.append(Bbox.from_extents(inside.x0, height - 1, inside.x1, height + 1))
     for (x, y), text in sorted(labels.items()):
         best: tuple[float, Annotation | None, Bbox | None] = (float("inf"), None, None)
         for rank, (distance, direction) in enumerate(
@@ -40,7 +49,7 @@ def place_labels(
         ):
             label = _annotate(ax, text, (x, y), direction, distance, colour)
             box = label.get_window_extent(canvas.get_renderer()).padded(1.5)
-            cost = _cost(box, taken, ax.get_window_extent()) + 0.01 * rank
+            cost = _cost(box, taken, inside) + 0.01 * rank
             keep, drop = (label, best[1]) if cost < best[0] else (best[1], label)
             if keep is label:
                 best = (cost, label, box)
@@ -51,7 +60,11 @@ def place_labels(
 
 
 def _annotate(
-    ax: Axes, text: str, at: tuple[float, float], direction: tuple[int, int], distance_pt: int,
+    ax: Axes,
+    text: str,
+    at: tuple[float, float],
+    direction: tuple[int, int],
+    distance_pt: int,
     colour: str,
 ) -> Annotation:
     right, up = direction
@@ -65,6 +78,7 @@ def _annotate(
         color=colour,
         fontweight="bold",
         zorder=6,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
         arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkB": 3},
     )
 

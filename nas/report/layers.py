@@ -46,9 +46,7 @@ def picture(network: Network, colours: Mapping[str, str], full_width: float) -> 
     """
     arch = network.arch
     vocabulary = f"embedding · vocabulary {arch.get('vocab_size', '?')}"
-    slots = [
-        _slot(index, layer, colours, full_width) for index, layer in enumerate(network.layers)
-    ]
+    slots = [_slot(index, layer, colours, full_width) for index, layer in enumerate(network.layers)]
     return tag(
         "div",
         _end(f"{vocabulary} → d_model {arch.get('d_model', '?')}"),
@@ -66,12 +64,25 @@ def legend(colours: Mapping[str, str]) -> Markup:
     ]
     items += [
         tag("span", _heads(4, 2, FFN_COLOUR), "4 query heads on 2 key/value heads"),
-        tag("span", tag("i", class_="swatch int8", style=f"background-color:{FFN_COLOUR}"),
-            "striped: int8 weights and activations"),
-        tag("span", tag("i", class_="swatch empty"), "empty: sub-block or slot left out"),
+        tag(
+            "span",
+            tag("i", class_="swatch int8", style=f"background-color:{FFN_COLOUR}"),
+            "striped: int8 weights and activations",
+        ),
+        tag("span", tag("i", class_="swatch empty"), "dashed: sub-block or slot left out"),
         tag("span", "FFN bar: length is the hidden width"),
     ]
     return tag("p", join(items, " "), class_="key")
+
+
+def strip_legend(colours: Mapping[str, str]) -> Markup:
+    """Return the key to the strips of `strip`."""
+    squares = [*colours.items(), ("no mixer, FFN only", "#c9d0da")]
+    items = [
+        tag("span", tag("i", class_="swatch", style=f"background:{colour}"), name)
+        for name, colour in squares
+    ]
+    return tag("p", *items, tag("span", tag("i", class_="swatch empty"), "skipped"), class_="key")
 
 
 def strip(network: Network, colours: Mapping[str, str]) -> Markup:
@@ -129,8 +140,11 @@ def _ffn(layer: Mapping[str, Any], full_width: float) -> Markup:
         return tag("div", "no FFN", class_="empty")
     precision = str(layer.get("ffn_precision", "fp32"))
     share = max(1.0, 100.0 * min(1.0, width / full_width))
-    bar = tag("i", class_=_striped("bar", precision),
-              style=f"width:{share:.1f}%;background-color:{FFN_COLOUR}")
+    bar = tag(
+        "i",
+        class_=_striped("bar", precision),
+        style=f"width:{share:.1f}%;background-color:{FFN_COLOUR}",
+    )
     return tag(
         "div",
         tag("strong", f"{name} {width:g}", _badge(precision)),
@@ -164,4 +178,3 @@ def _count(value: Any) -> int:
 
 def _width(layer: Mapping[str, Any]) -> float:
     return finite(layer.get("intermediate_size")) or 0.0
-

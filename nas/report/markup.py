@@ -48,8 +48,12 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
     return Markup(f"<{name}{written}>{join(children)}</{name}>")
 
 
-def table(header: Sequence[object], rows: Iterable[Sequence[object]], text_columns: int = 1,
-          caption: str | None = None) -> Markup:
+def table(
+    header: Sequence[object],
+    rows: Iterable[Sequence[object]],
+    text_columns: int = 1,
+    caption: str | None = None,
+) -> Markup:
     """Return a table that scrolls sideways when it is too wide.
 
     Args:

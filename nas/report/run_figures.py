@@ -31,11 +31,19 @@ def hypervolume_curve(values: Sequence[float]) -> Markup:
     """Draw the hypervolume of everything evaluated so far against evaluations."""
 
     def paint(figure: Figure, ax: Axes) -> None:
-        ax.step(range(1, len(values) + 1), values, where="post", color=COLOURS["front"],
-                linewidth=1.8)
+        ax.step(
+            range(1, len(values) + 1), values, where="post", color=COLOURS["front"], linewidth=1.8
+        )
         ax.plot([len(values)], [values[-1]], "o", color=COLOURS["front"], markersize=4)
-        ax.annotate(fixed(values[-1]), (len(values), values[-1]), xytext=(0, 6), ha="right",
-                    textcoords="offset points", fontweight="bold", color=COLOURS["front"])
+        ax.annotate(
+            fixed(values[-1]),
+            (len(values), values[-1]),
+            xytext=(0, 6),
+            ha="right",
+            textcoords="offset points",
+            fontweight="bold",
+            color=COLOURS["front"],
+        )
         ax.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         ax.margins(y=0.12)
         ax.set_xlabel("evaluations")
@@ -44,8 +52,14 @@ def hypervolume_curve(values: Sequence[float]) -> Markup:
     return draw("hv-curve", "Hypervolume over evaluations", paint, 3.2)
 
 
-def bars(name: str, description: str, values: Mapping[str, float], x_label: str,
-         colours: Mapping[str, str], lowest: float = 0.0) -> Markup:
+def bars(
+    name: str,
+    description: str,
+    values: Mapping[str, float],
+    x_label: str,
+    colours: Mapping[str, str],
+    lowest: float = 0.0,
+) -> Markup:
     """Draw horizontal bars with their values.
 
     Args:
@@ -59,12 +73,22 @@ def bars(name: str, description: str, values: Mapping[str, float], x_label: str,
 
     def paint(figure: Figure, ax: Axes) -> None:
         labels = list(values)
-        ax.barh(range(len(labels)), list(values.values()), height=0.6,
-                color=[colours.get(label, COLOURS["front"]) for label in labels])
+        ax.barh(
+            range(len(labels)),
+            list(values.values()),
+            height=0.6,
+            color=[colours.get(label, COLOURS["front"]) for label in labels],
+        )
         for row, value in enumerate(values.values()):
-            ax.annotate(fixed(value), (value, row), va="center", fontweight="bold",
-                        ha="left" if value >= 0 else "right", textcoords="offset points",
-                        xytext=(4 if value >= 0 else -4, 0), color=INK)
+            ax.annotate(
+                fixed(value),
+                (max(value, 0.0), row),
+                va="center",
+                color=INK,
+                fontweight="bold",
+                textcoords="offset points",
+                xytext=(4, 0),
+            )
         ax.set_yticks(range(len(labels)), labels)
         ax.tick_params(axis="y", length=0)
         ax.invert_yaxis()
@@ -78,8 +102,11 @@ def bars(name: str, description: str, values: Mapping[str, float], x_label: str,
 
 
 def agreement(
-    name: str, points: Mapping[str, Sequence[tuple[float, float, str]]], x_label: str,
-    y_label: str, band: float,
+    name: str,
+    points: Mapping[str, Sequence[tuple[float, float, str]]],
+    x_label: str,
+    y_label: str,
+    band: float,
 ) -> Markup:
     """Draw one quantity against another that should be equal.
 
@@ -96,24 +123,47 @@ def agreement(
         scale_axis(ax.xaxis, values)
         scale_axis(ax.yaxis, values)
         ends = np.linspace(*ax.get_xlim(), 50)
-        ax.fill_between(ends, ends * (1 - band), ends * (1 + band), color="#dfe8f5", zorder=0,
-                        linewidth=0)
+        ax.fill_between(
+            ends, ends * (1 - band), ends * (1 + band), color="#dfe8f5", zorder=0, linewidth=0
+        )
         ax.plot(ends, ends, color=MUTED, linewidth=1.0, zorder=1)
         tips: dict[str, str] = {}
         for group, rows in points.items():
             for x, y, tip in rows:
                 gid = f"{group}{len(tips)}"
                 tips[gid] = tip
-                ax.scatter([x], [y], s=26, marker=MARKERS[group], color=COLOURS[group],
-                           edgecolors="white", linewidths=0.4, alpha=0.9, gid=gid, zorder=3)
+                ax.scatter(
+                    [x],
+                    [y],
+                    s=26,
+                    marker=MARKERS[group],
+                    color=COLOURS[group],
+                    edgecolors="white",
+                    linewidths=0.4,
+                    alpha=0.9,
+                    gid=gid,
+                    zorder=3,
+                )
         ax.set_ylim(ax.get_xlim())
         ax.set_xlabel(x_label)
         ax.set_ylabel(y_label)
-        legend_above(ax, [
-            Line2D([], [], linestyle="none", marker=MARKERS[g], color=COLOURS[g],
-                   markeredgecolor="white", markersize=6, label=NAMES[g])
-            for g in GROUPS if points.get(g)
-        ])
+        legend_above(
+            ax,
+            [
+                Line2D(
+                    [],
+                    [],
+                    linestyle="none",
+                    marker=MARKERS[g],
+                    color=COLOURS[g],
+                    markeredgecolor="white",
+                    markersize=6,
+                    label=NAMES[g],
+                )
+                for g in GROUPS
+                if points.get(g)
+            ],
+        )
         return tips
 
     return draw(name, f"{y_label} against {x_label}", paint, 4.0)
@@ -131,8 +181,9 @@ def latency_agreement(data: RunData, workload: str, name: str) -> Markup | None:
     }
     if not any(points.values()):
         return None
-    return agreement(name, points, f"predicted latency, ms ({workload})", "measured latency, ms",
-                     band=0.1)
+    return agreement(
+        name, points, f"predicted latency, ms ({workload})", "measured latency, ms", band=0.1
+    )
 
 
 def loss_agreement_figure(data: RunData) -> Markup | None:
@@ -148,8 +199,13 @@ def loss_agreement_figure(data: RunData) -> Markup | None:
     if not any(points.values()):
         return None
     unit = f"nats/{data.unit}"
-    return agreement("losses", points, f"search loss, {unit} (measured on validation files)",
-                     f"test loss, {unit} (measured)", band=0.0)
+    return agreement(
+        "losses",
+        points,
+        f"search loss, {unit} (measured on validation files)",
+        f"test loss, {unit} (measured)",
+        band=0.0,
+    )
 
 
 def _tip(network: Network) -> str:
@@ -166,9 +222,10 @@ def training_curves(rows: Sequence[Mapping[str, float]]) -> Markup | None:
     def paint(figure: Figure, ax: Axes) -> None:
         handles = []
         for name, curve in curves.items():
-            label = f"{name} (last {curve[-1, 1]:.2f})"
-            (line,) = ax.plot(curve[:, 0], curve[:, 1], color=CURVE_COLOURS[name], linewidth=1.5,
-                              label=label)
+            label = f"{name} {curve[-1, 1]:.2f}"
+            (line,) = ax.plot(
+                curve[:, 0], curve[:, 1], color=CURVE_COLOURS[name], linewidth=1.5, label=label
+            )
             handles.append(line)
         scale_axis(ax.yaxis, [value for curve in curves.values() for value in curve[:, 1]])
         ax.set_xlabel("step")

@@ -33,18 +33,25 @@ def search_section(data: RunData) -> Markup:
         "the supernet's weights, their latencies are predicted from the table.",
     )
     right = figure(_volume_bars(found) if found else None, _volume_caption(data))
-    return join([
-        tag("p", _search_words(data)),
-        tag("div", left, right, class_="grid"),
-        _failures(data.search.get("trials") or ()),
-    ])
+    return join(
+        [
+            tag("p", _search_words(data)),
+            tag("div", left, right, class_="grid"),
+            _failures(data.search.get("trials") or ()),
+        ]
+    )
 
 
 def _volume_bars(found: Mapping[str, float]) -> Markup:
     values = {NAMES[group]: value for group, value in found.items()}
     colours = {NAMES[group]: COLOURS[group] for group in found}
-    return bars("volumes", "Hypervolume of each group of networks", values,
-                "hypervolume, from measured values", colours)
+    return bars(
+        "volumes",
+        "Hypervolume of each group of networks",
+        values,
+        "hypervolume, from measured values",
+        colours,
+    )
 
 
 def _volume_caption(data: RunData) -> str:
@@ -86,7 +93,7 @@ def prediction_section(data: RunData) -> Markup:
     panels = [
         figure(
             latency_agreement(data, workload, f"latency{index}"),
-            f"{workload_words(workload)}: {error_words(latency_error(data, workload))} "
+            f"Latency, {workload_words(workload)}: {error_words(latency_error(data, workload))} "
             "The line is equality, the band is ±10 %.",
         )
         for index, workload in enumerate(data.workloads)
@@ -102,8 +109,9 @@ def prediction_section(data: RunData) -> Markup:
         )
     )
     if not any(panels):
-        return tag("p", "No network has both a prediction and a measurement, so nothing is "
-                        "compared here.")
+        return tag(
+            "p", "No network has both a prediction and a measurement, so nothing is compared here."
+        )
     return tag("div", *panels, class_="grid")
 
 
@@ -126,7 +134,8 @@ def training_section(data: RunData) -> Markup:
     seconds = f" in {number(last['elapsed_s'])} s" if "elapsed_s" in last else ""
     caption = (
         f"{last['step']:.0f} steps{seconds}. Every step trains the largest and the smallest "
-        "network and random ones on the same batch; each point is the mean of some steps."
+        "network and random ones on the same batch; each point is the mean of some steps, and the "
+        "figures above are the last points."
     )
     return tag("div", figure(drawing, caption), class_="grid")
 
@@ -143,8 +152,14 @@ def metrics_section(data: RunData) -> Markup:
     if not found:
         return tag("p", "No training-free metric was compared with evaluated losses.")
     order = dict(sorted(found.items(), key=lambda item: -item[1]))
-    drawing = bars("metrics", "Kendall tau of each training-free metric", order,
-                   "Kendall tau with evaluated loss", {}, lowest=0.0)
+    drawing = bars(
+        "metrics",
+        "Kendall tau of each training-free metric",
+        order,
+        "Kendall tau with evaluated loss",
+        {},
+        lowest=0.0,
+    )
     span = f"{min(counts):.0f}" + (f" to {max(counts):.0f}" if min(counts) != max(counts) else "")
     caption = (
         f"Measured on {span} evaluated networks each. 1: the metric puts networks in the order of "
@@ -155,16 +170,21 @@ def metrics_section(data: RunData) -> Markup:
 
 def facts_section(data: RunData) -> Markup:
     """Return verification figures, device, versions and config."""
-    tables = [_pairs("Device", data.front.get("device")),
-              _pairs("Versions", data.front.get("versions"))]
+    tables = [
+        _pairs("Device", data.front.get("device")),
+        _pairs("Versions", data.front.get("versions")),
+    ]
     config = _pairs("Config", data.config)
-    return join([
-        tag("h3", "Verified exports"),
-        _verified(data),
-        tag("div", *tables, class_="grid"),
-        tag("details", tag("summary", "Config of this run"), config)
-        if config else tag("p", "There is no config.json in this folder."),
-    ])
+    return join(
+        [
+            tag("h3", "Verified exports"),
+            _verified(data),
+            tag("div", *tables, class_="grid"),
+            tag("details", tag("summary", "Config of this run"), config)
+            if config
+            else tag("p", "There is no config.json in this folder."),
+        ]
+    )
 
 
 def _verified(data: RunData) -> Markup:
@@ -185,8 +205,9 @@ def _verified(data: RunData) -> Markup:
 
 
 def _pairs(title: str, values: Any) -> Markup | None:
-    rows = [[key, tag("span", _value(value), class_="wrap")]
-            for key, value in _scalars(mapping(values))]
+    rows = [
+        [key, tag("span", _value(value), class_="wrap")] for key, value in _scalars(mapping(values))
+    ]
     return tag("div", tag("h3", title), table(["name", "value"], rows, 2)) if rows else None
 
 

@@ -50,8 +50,7 @@ def latency_error(data: RunData, workload: str) -> PredictionError | None:
     return _error(predicted_and_measured(list(unique.values()), workload))
 
 
-def predicted_and_measured(networks: Sequence[Network], workload: str
-                           ) -> list[tuple[float, float]]:
+def predicted_and_measured(networks: Sequence[Network], workload: str) -> list[tuple[float, float]]:
     """Return (predicted, measured) latency in ms of the networks that have both."""
     return [
         (network.predicted_ms[workload], network.latency_ms[workload])
@@ -74,8 +73,9 @@ def _error(pairs: Sequence[tuple[float, float]]) -> PredictionError | None:
     return PredictionError(float(error), kendall_tau(first, second), len(pairs))
 
 
-def smallest_by(networks: Sequence[Network], key: Callable[[Network], float | None]
-                ) -> Network | None:
+def smallest_by(
+    networks: Sequence[Network], key: Callable[[Network], float | None]
+) -> Network | None:
     """Return the network with the smallest key; those without one do not count."""
     known = [(value, network) for network in networks if (value := key(network)) is not None]
     return min(known, key=lambda pair: pair[0])[1] if known else None
@@ -109,11 +109,12 @@ def _compare(plain: Network, front: Sequence[Network], workload: str) -> Compari
     better = smallest_by(reaching, lambda n: n.latency_ms.get(workload))
     if better is None:
         return Comparison(plain, None)
-    size = plain.weight_bytes / better.weight_bytes if (
-        plain.weight_bytes and better.weight_bytes) else None
-    return Comparison(
-        plain, better, plain.latency_ms[workload] / better.latency_ms[workload], size
+    size = (
+        plain.weight_bytes / better.weight_bytes
+        if (plain.weight_bytes and better.weight_bytes)
+        else None
     )
+    return Comparison(plain, better, plain.latency_ms[workload] / better.latency_ms[workload], size)
 
 
 def _loss(network: Network) -> float:

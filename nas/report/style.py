@@ -26,19 +26,21 @@ nav a:hover{text-decoration:underline}
  font-variant-numeric:tabular-nums}
 .card span{display:block;font-size:.82rem;color:var(--muted);line-height:1.4}
 .card .what{color:var(--ink);font-weight:600}
-.grid{display:grid;grid-template-columns:1fr;gap:22px 28px;align-items:start}
+.grid{display:grid;grid-template-columns:minmax(0,1fr);gap:22px 28px;align-items:start}
 figure{margin:0;min-width:0}
 figure svg{display:block;width:100%;height:auto}
 figure svg *{stroke-linejoin:round;stroke-linecap:butt}
 figcaption{margin-top:4px}
-@media(min-width:860px){.grid{grid-template-columns:1fr 1fr}main{padding:28px 28px 64px}}
+@media(min-width:860px){.grid{grid-template-columns:repeat(2,minmax(0,1fr))}main{padding:28px 28px 64px}}
 .scroll{overflow-x:auto;margin:.6em 0 1em;-webkit-overflow-scrolling:touch}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums;min-width:50%}
 caption{text-align:left;padding-bottom:6px}
-th,td{padding:5px 12px 5px 0;text-align:left;border-bottom:1px solid var(--line);
+th,td{padding:5px 10px 5px 0;text-align:left;border-bottom:1px solid var(--line);
  vertical-align:top}
 td{white-space:nowrap}
-th{font-weight:600;vertical-align:bottom;line-height:1.3;min-width:64px}
+th{font-weight:600;vertical-align:bottom;line-height:1.3}
+.tight table{font-size:.82rem}
+.tight th,.tight td{padding-right:7px}
 th.number,td.number{text-align:right}
 th small{display:block;font-weight:400;color:var(--muted)}
 td.wrap{white-space:normal;min-width:220px}
@@ -75,7 +77,7 @@ div.empty{display:flex;align-items:center;justify-content:center;min-height:34px
 .track{display:block;height:9px;background:#dde3eb;border-radius:3px;margin:4px 0;
  overflow:hidden}
 .bar{display:block;height:100%}
-.heads{display:inline-flex;gap:6px;margin:3px 0}
+.heads{display:flex;flex-wrap:wrap;gap:3px 7px;margin:4px 0}
 .heads i{display:inline-flex;gap:2px}
 .heads u{width:9px;height:9px;border-radius:2px;text-decoration:none}
 .strip{display:inline-flex;gap:2px;vertical-align:middle}

@@ -12,6 +12,7 @@ from nas.report.statistics import bits
 from nas.report.summary import verdict
 
 if TYPE_CHECKING:
+    from rich import box
     from rich.table import Table
 
 
@@ -21,14 +22,22 @@ def front_table(front: Mapping[str, Any]) -> Table:
     Args:
         front: the content of `front.json`.
     """
+    from rich import box
     from rich.table import Table
 
     data = from_parts(front)
-    columns = ["network", f"nats/{data.unit}", f"bits/{data.unit}"]
-    columns += [f"{workload.partition('_')[0]} ms" for workload in data.workloads]
-    table = Table(title="Measured Pareto front", caption=_caption(data))
-    for index, column in enumerate([*columns, "MB", "M params", "MiB", "layers", "d_model"]):
-        table.add_column(column, justify="right" if index else "left", no_wrap=not index)
+    columns = ["network", f"nats\n/{data.unit}", f"bits\n/{data.unit}"]
+    columns += [f"{workload.partition('_')[0]}\nms" for workload in data.workloads]
+    # Compact, and only names may wrap, so that a terminal of 80 columns holds every number.
+    table = Table(
+        title="Measured Pareto front",
+        caption=_caption(data),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for index, column in enumerate([*columns, "MB", "M\npar.", "MiB", "lay-\ners", "d_\nmodel"]):
+        table.add_column(column, justify="right" if index else "left", no_wrap=index > 0)
     main = data.workloads[0] if data.workloads else ""
     for group in ("front", "uniform"):
         members = sorted(data.groups[group], key=lambda n: n.latency_ms.get(main, math.inf))
@@ -60,5 +69,6 @@ def _caption(data: RunData) -> Any:
 
     counted = "losses, latencies and MiB (peak memory) measured; MB (weights) and params counted"
     sentence = verdict(data)
-    return Text(f"{counted}; {sentence}" + ("; dim: uniform networks" if data.groups["uniform"]
-                                            else ""))
+    return Text(
+        f"{counted}; {sentence}" + ("; dim: uniform networks" if data.groups["uniform"] else "")
+    )

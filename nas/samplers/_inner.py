@@ -100,7 +100,7 @@ def choose_batch(
     fresh = np.array([key.tobytes() not in known for key in row_keys(pool.levels)], dtype=bool)
     levels, values = pool.levels[fresh], pool.values[:, fresh]
     if len(levels) == 0:
-        return levels
+        return np.asarray(levels)
     ideal, nadir = _scale(np.vstack([front, values[0][non_dominated(values[0])]]))
     units = np.stack([normalise(sheet, ideal, nadir) for sheet in values])
     have = normalise(front, ideal, nadir) if len(front) else np.empty((0, values.shape[2]))
@@ -229,7 +229,7 @@ def _moved(levels: IntMatrix, num_levels: int, rng: np.random.Generator) -> IntM
     """Move levels by distances spread over all orders of magnitude, both ways."""
     distance = np.exp(rng.uniform(0.0, np.log(num_levels / 2), len(levels)))
     moved = levels + np.rint(distance * rng.choice([-1, 1], len(levels)))
-    return np.clip(moved, 0, num_levels - 1).astype(np.int64)
+    return np.asarray(np.clip(moved, 0, num_levels - 1), dtype=np.int64)
 
 
 def _children(

@@ -91,7 +91,7 @@ class Proposer:
         taken = self._archive.taken()
         for row in self._seeds:
             if _key(row) not in taken:
-                return row
+                return np.asarray(row)
         num_initial = self._sizes[0]
         if self._archive.num_evaluated + len(self._archive.pending) >= num_initial:
             if self._archive.num_evaluated >= min(3, num_initial):

@@ -32,10 +32,12 @@ class Problem(Protocol):
     """A space with a free cost (objective 1) and a costly quality (objective 0)."""
 
     name: str
-    genes: Sequence[Gene]
+    genes: list[Gene]
     ideal: FloatArray
     nadir: FloatArray
     best_volume: float
+
+    def quality(self, levels: NDArray[np.int64]) -> FloatArray: ...
 
     def evaluate(self, levels: NDArray[np.int64]) -> FloatArray: ...
 
@@ -172,7 +174,7 @@ class HwGpt:
         count = count + 3 * e * e * m + b * (2 * e * m + n * e)
         return np.asarray(count / 1e6)
 
-    def evaluate(self, levels: NDArray[np.int64]) -> FloatArray:
+    def quality(self, levels: NDArray[np.int64]) -> FloatArray:
         eye, depth = np.eye(3), self._depth
         active = self._active(levels)[:, :, None]
         x = np.hstack(
@@ -187,7 +189,10 @@ class HwGpt:
         for k, (weight, bias) in enumerate(self._net):
             x = x @ weight.T + bias
             x = np.maximum(x, 0) if k < 4 else x
-        return np.stack([x[:, 0], self.cost(levels)], axis=1)
+        return np.asarray(x[:, 0])
+
+    def evaluate(self, levels: NDArray[np.int64]) -> FloatArray:
+        return np.stack([self.quality(levels), self.cost(levels)], axis=1)
 
 
 @dataclass(frozen=True)
@@ -220,7 +225,7 @@ def run_search(problem: Problem, sampler_name: str, seed: int, evals: int, **opt
         start = time.perf_counter()
         study.tell(trial, told.tolist())
         seconds += time.perf_counter() - start
-        true = problem.quality(levels)[0] if isinstance(problem, Layered) else told[0]
+        true = problem.quality(levels)[0]
         values = np.vstack([values, [true, told[1]]])
     unit = normalise(values, problem.ideal, problem.nadir)
     shares = [hypervolume(unit[: k + 1], [1.1, 1.1]) for k in range(evals)]

@@ -61,8 +61,9 @@ def random_arch(rng: np.random.Generator, num_layers: int = 6) -> dict[str, Any]
     return {"d_model": width, "head_dim": 32, "vocab_size": 1024, "layers": layers}
 
 
-def record(rng: np.random.Generator, size: float, penalty: float, name: str | None = None
-           ) -> dict[str, Any]:
+def record(
+    rng: np.random.Generator, size: float, penalty: float, name: str | None = None
+) -> dict[str, Any]:
     """A network of relative size 0..1 whose loss is `penalty` above the best of its size."""
     latency_ms = 0.9 + 8.0 * size * float(rng.uniform(0.9, 1.1))
     measured = {WORKLOADS[0]: latency_ms, WORKLOADS[1]: 0.3 + 0.2 * latency_ms}
@@ -89,8 +90,14 @@ def front_content(seed: int = 0) -> dict[str, Any]:
     front = [record(rng, float(size), 0.0) for size in sizes]
     uniform = [
         record(rng, size, 0.09, f"softmax d{width} L{depth}")
-        for size, width, depth in
-        [(1.0, 192, 6), (0.7, 192, 3), (0.5, 128, 6), (0.35, 128, 3), (0.2, 64, 6), (0.1, 64, 3)]
+        for size, width, depth in [
+            (1.0, 192, 6),
+            (0.7, 192, 3),
+            (0.5, 128, 6),
+            (0.35, 128, 3),
+            (0.2, 64, 6),
+            (0.1, 64, 3),
+        ]
     ]
     spread = [(float(rng.uniform(0.05, 1)), float(rng.uniform(0.1, 0.6))) for _ in front]
     return {
@@ -107,16 +114,31 @@ def front_content(seed: int = 0) -> dict[str, Any]:
             "random": [record(rng, size, penalty) for size, penalty in spread],
             "uniform": uniform,
         },
-        "hypervolume": {"front": 0.871, "random": 0.702, "uniform": 0.655,
-                        "reference": [1.1] * 3, "ideal": [1.3, 1, 1e6], "nadir": [2, 9, 5e6]},
-        "chosen": {"best": front[-1]["arch_id"], "fastest": front[0]["arch_id"],
-                   "smallest": front[0]["arch_id"], "knee": front[5]["arch_id"]},
+        "hypervolume": {
+            "front": 0.871,
+            "random": 0.702,
+            "uniform": 0.655,
+            "reference": [1.1] * 3,
+            "ideal": [1.3, 1, 1e6],
+            "nadir": [2, 9, 5e6],
+        },
+        "chosen": {
+            "best": front[-1]["arch_id"],
+            "fastest": front[0]["arch_id"],
+            "smallest": front[0]["arch_id"],
+            "knee": front[5]["arch_id"],
+        },
         "latency_error": {
             name: {"mape_percent": 2.31 + i, "kendall_tau": 0.97, "num_networks": 34}
             for i, name in enumerate(WORKLOADS)
         },
-        "device": {"cpu": "Example CPU @ 2 GHz", "num_threads": 2, "isa": ["avx2", "avx512f"],
-                   "memory_gib": 15.6, "allocator_tuned": True},
+        "device": {
+            "cpu": "Example CPU @ 2 GHz",
+            "num_threads": 2,
+            "isa": ["avx2", "avx512f"],
+            "memory_gib": 15.6,
+            "allocator_tuned": True,
+        },
         "versions": {"python": "3.11.9", "torch": "2.13.0+cpu"},
     }
 
@@ -127,8 +149,14 @@ def write_run(folder: Path, front: dict[str, Any] | None = None) -> Path:
     rng = np.random.default_rng(1)
     front_ids = [r["arch_id"] for r in front["groups"]["front"]]
     trials = [
-        {"number": i, "arch_id": f"{i:010x}", "state": "failed" if i % 40 == 39 else "complete",
-         "values": {}, "reason": "the loss is nan" if i % 40 == 39 else None, "seconds": 0.7}
+        {
+            "number": i,
+            "arch_id": f"{i:010x}",
+            "state": "failed" if i % 40 == 39 else "complete",
+            "values": {},
+            "reason": "the loss is nan" if i % 40 == 39 else None,
+            "seconds": 0.7,
+        }
         for i in range(120)
     ]
     search = {
@@ -136,24 +164,47 @@ def write_run(folder: Path, front: dict[str, Any] | None = None) -> Path:
         "objectives": front["objectives"],
         "trials": trials,
         "hypervolume": np.maximum.accumulate(0.9 - 0.6 / np.sqrt(np.arange(1, 118))).tolist(),
-        "metrics": {"synflow": {"kendall_tau": 0.613, "num_archs": 117},
-                    "grad_norm": {"kendall_tau": 0.482, "num_archs": 117},
-                    "naswot": {"kendall_tau": -0.121, "num_archs": 117}},
+        "metrics": {
+            "synflow": {"kendall_tau": 0.613, "num_archs": 117},
+            "grad_norm": {"kendall_tau": 0.482, "num_archs": 117},
+            "naswot": {"kendall_tau": -0.121, "num_archs": 117},
+        },
     }
     steps = np.arange(1, 1500)
     log = [
-        {"step": int(s), "elapsed_s": 0.18 * int(s), "largest": top + noise,
-         "smallest": top + 0.8 + noise, "random": top + 0.35 + noise}
-        for s, top, noise in zip(steps, 3 + 4 * np.exp(-steps / 200),
-                                 rng.normal(0, 0.08, len(steps)), strict=True)
+        {
+            "step": int(s),
+            "elapsed_s": 0.18 * int(s),
+            "largest": top + noise,
+            "smallest": top + 0.8 + noise,
+            "random": top + 0.35 + noise,
+        }
+        for s, top, noise in zip(
+            steps, 3 + 4 * np.exp(-steps / 200), rng.normal(0, 0.08, len(steps)), strict=True
+        )
     ]
-    config = {"preset": "decoder-small", "budget": "10m", "out": str(folder), "seed": 7,
-              "search": {"sampler": "predictor", "constraints": [], "budget_s": None}}
-    export = {"arch_id": front_ids[0],
-              "verified": {"max_logit_difference": 2.4e-07, "loss": 1.8321,
-                           "latency_ms": {WORKLOADS[0]: 1.02}, "weight_bytes": 412345}}
-    files = {"front.json": front, "search.json": search, "config.json": config,
-             f"subnets/{front_ids[0]}/export.json": export}
+    config = {
+        "preset": "decoder-small",
+        "budget": "10m",
+        "out": str(folder),
+        "seed": 7,
+        "search": {"sampler": "predictor", "constraints": [], "budget_s": None},
+    }
+    export = {
+        "arch_id": front_ids[0],
+        "verified": {
+            "max_logit_difference": 2.4e-07,
+            "loss": 1.8321,
+            "latency_ms": {WORKLOADS[0]: 1.02},
+            "weight_bytes": 412345,
+        },
+    }
+    files = {
+        "front.json": front,
+        "search.json": search,
+        "config.json": config,
+        f"subnets/{front_ids[0]}/export.json": export,
+    }
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(content))

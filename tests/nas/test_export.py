@@ -1,0 +1,106 @@
+"""Export and generation: what is handed over computes what the supernet computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nas import export
+from nas.export import ExportFailed, ExportSource, export_subnet
+from nas.generation import generate_text, generate_tokens
+from nas.tasks.language_model import LanguageModelTask
+from searchspace.errors import UserError
+from searchspace.space import SearchSpace
+from searchspace.subnet import Subnet
+from searchspace.supernet import Supernet
+
+
+@pytest.fixture
+def source(supernet: Supernet, task: LanguageModelTask) -> ExportSource:
+    return ExportSource(supernet, task, 512)
+
+
+def test_exported_folders_load_without_the_supernet_and_say_what_was_verified(
+    source: ExportSource, space: SearchSpace, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(1)
+    inputs = torch.randint(0, space.vocab_size, (2, 33))
+    for arch in [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(6))]:
+        folder = tmp_path / arch.id
+        content = export_subnet(source, arch, folder, {"measured": {"loss": 1.0}})
+        assert sorted(p.name for p in folder.iterdir()) == [
+            "config.json", "export.json", "model.safetensors", "tokenizer.json",
+        ]  # fmt: skip
+        assert json.loads((folder / "export.json").read_text()) == content
+        assert content["verified"]["max_extracted_logit_difference"] == 0.0
+        loaded = Subnet.load(folder)
+        with torch.inference_mode():
+            packed = source.supernet.extract(arch).pack()(inputs)
+            assert torch.equal(loaded(inputs), packed)
+        assert loaded.weight_bytes() == content["verified"]["weight_bytes"]
+        size = (folder / "model.safetensors").stat().st_size
+        assert loaded.weight_bytes() <= size < loaded.weight_bytes() + 20_000
+
+
+def test_a_folder_that_fails_verification_is_not_left_behind(
+    source: ExportSource, space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "_max_difference", lambda found, expected: 1.0)
+    with pytest.raises(ExportFailed, match="extracted network differs"):
+        export_subnet(source, space.largest(), tmp_path / "net", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_and_foreign_folders_are_refused(
+    source: ExportSource, space: SearchSpace, tmp_path: Path
+) -> None:
+    folder = tmp_path / "net"
+    export_subnet(source, space.smallest(), folder, {})
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    whole, text = weights.read_bytes(), config.read_text()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        Subnet.load(folder)
+    other = source.supernet.extract(space.largest())
+    other.save(tmp_path / "other")
+    weights.write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"has a foreign tensor|the\s+config says"):
+        Subnet.load(folder)
+    config.write_text("{}")
+    with pytest.raises(UserError, match="is not an exported subnetwork"):
+        Subnet.load(folder)
+    config.write_text(text.replace('"version": 1', '"version": 99'))
+    with pytest.raises(UserError, match="format version 99"):
+        Subnet.load(folder)
+    with pytest.raises(UserError, match="there is no subnetwork config"):
+        Subnet.load(tmp_path / "absent")
+
+
+def test_greedy_generation_equals_the_whole_forward_pass_each_time(
+    space: SearchSpace, supernet: Supernet
+) -> None:
+    subnet = supernet.extract(space.largest())
+    prompt = [5, 17, 3]
+    found = list(generate_tokens(subnet, prompt, 20, temperature=0))
+    tokens = list(prompt)
+    with torch.inference_mode():
+        for _ in range(20):
+            tokens.append(int(subnet(torch.tensor([tokens]))[0, -1].argmax()))
+    assert found == tokens[len(prompt) :]
+
+
+def test_text_is_streamed_and_reproducible(
+    source: ExportSource, space: SearchSpace, tmp_path: Path
+) -> None:
+    export_subnet(source, space.smallest(), tmp_path / "net", {})
+    first = list(generate_text(tmp_path / "net", "def ", 12, seed=4))
+    assert len(first) >= 12
+    assert first == list(generate_text(tmp_path / "net", "def ", 12, seed=4))
+    with pytest.raises(UserError, match="prompt is empty"):
+        list(generate_text(tmp_path / "net", "", 4))
+    with pytest.raises(UserError, match="temperature=-1"):
+        list(generate_text(tmp_path / "net", "a", 4, temperature=-1))
