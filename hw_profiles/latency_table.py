@@ -93,6 +93,10 @@ class LatencyTable:
     sentinel_us: float
     entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
     corrections: dict[str, Correction] = field(default_factory=dict)
+    _by_width: dict[tuple[str, str, str], dict[int, Entry]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _indexed: int = field(default=0, init=False, repr=False, compare=False)
 
     def entry(self, workload: Workload, key: str) -> Entry:
         """Return a sub-block's entry, interpolated along the FFN width where it must be.
@@ -115,16 +119,23 @@ class LatencyTable:
         if match is None:
             return None
         width = int(match["width"])
-        measured: dict[int, Entry] = {}
-        for (name, other), entry in self.entries.items():
-            sibling = _FFN_KEY.fullmatch(other) if name == workload else None
-            if sibling and (sibling["head"], sibling["tail"]) == (match["head"], match["tail"]):
-                measured[int(sibling["width"])] = entry
+        measured = self._widths().get((workload, match["head"], match["tail"]), {})
         below = max((w for w in measured if w < width), default=None)
         above = min((w for w in measured if w > width), default=None)
         if below is None or above is None:
             return None
         return _between(measured[below], measured[above], (width - below) / (above - below))
+
+    def _widths(self) -> dict[tuple[str, str, str], dict[int, Entry]]:
+        """Return FFN entries by what they have in common, then by width."""
+        if self._indexed != len(self.entries):
+            self._by_width.clear()
+            for (workload, key), entry in self.entries.items():
+                if match := _FFN_KEY.fullmatch(key):
+                    family = self._by_width.setdefault((workload, match["head"], match["tail"]), {})
+                    family[int(match["width"])] = entry
+            self._indexed = len(self.entries)
+        return self._by_width
 
     def correction(self, workload: Workload) -> Correction:
         """Return the affine correction; the identity where none was fitted."""

@@ -10,10 +10,12 @@ for different operators, so that a search would rank operators by them:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +94,17 @@ def current_settings() -> ProcessSettings:
     if _applied is not None:
         return _applied
     return ProcessSettings(torch.get_num_threads(), False, False, ("prepare_process not called",))
+
+
+@contextlib.contextmanager
+def single_threaded() -> Iterator[None]:
+    """Use one thread inside the block: on a busy machine small operators wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def usable_processors() -> int:

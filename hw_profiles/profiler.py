@@ -19,7 +19,7 @@ from hw_profiles.correction import fit_correction
 from hw_profiles.device import Device
 from hw_profiles.latency_table import Entry, LatencyTable
 from hw_profiles.memory import peak_mib as peak_mib
-from hw_profiles.process import prepare_process
+from hw_profiles.process import prepare_process, single_threaded
 from hw_profiles.runners import build_for_timing, runner, sub_block_inputs
 from hw_profiles.timing import Sentinel, Timing, time_interleaved
 from hw_profiles.workload import Workload
@@ -33,13 +33,15 @@ Progress = Callable[[float, str], None]
 
 GROUP_SIZE = 16
 """Sub-blocks timed in one session: few enough that the clock hardly drifts within a round."""
-ROUNDS = 12
+ROUNDS = 24
+SUB_BLOCK_ERROR = 0.02
+"""Relative standard error at which a group of sub-blocks is done; errors average out in sums."""
+SUBNET_ROUNDS = 60
+SUBNET_ERROR = 0.007
 CALIBRATION_NETWORKS = 14
 CALIBRATION_POOL = 256
-CALIBRATION_ROUNDS = 24
 CALIBRATION_SHARE = 0.25
 """Share of the time budget that whole networks get."""
-SUBNET_ROUNDS = 24
 
 log = logging.getLogger(__name__)
 
@@ -170,6 +172,7 @@ class _Session:
                 rng=random.Random(self.seed),
                 sentinel=Sentinel.gemm(self.table.sentinel_us),
                 time_budget_s=_share(time_budget_s, 1 / len(self.table.workloads)),
+                target_error=SUB_BLOCK_ERROR,
                 context="mixed",
                 realtime=self.realtime,
             )
@@ -250,11 +253,11 @@ def calibrate(
             "longer time budget"
         )
     generator = torch.Generator().manual_seed(seed)
-    networks = {arch.id: Subnet(arch).reset(generator).pack().eval() for arch in archs}
+    with torch.no_grad(), single_threaded():
+        networks = {arch.id: Subnet(arch).reset(generator).pack().eval() for arch in archs}
     timings = measure_subnets(
         networks,
         workloads,
-        rounds=CALIBRATION_ROUNDS,
         reference_us=table.sentinel_us,
         time_budget_s=time_budget_s,
         seed=seed,
@@ -354,6 +357,7 @@ def measure_subnets(
             rng=random.Random(seed),
             sentinel=sentinel,
             time_budget_s=_share(time_budget_s, 1 / len(steps)),
+            target_error=SUBNET_ERROR,
             context="steady",
             realtime=realtime,
         )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hw_profiles.process import single_threaded
 from hw_profiles.workload import Workload
 from searchspace.specs import EndsSpec, SubBlockSpec
 from searchspace.sub_blocks import build_sub_block, pack, reset_sub_block
@@ -18,7 +19,7 @@ ANY_DEPTH = 4
 
 def build_for_timing(spec: SubBlockSpec, generator: torch.Generator) -> nn.Module:
     """Return a sub-block with random weights, int8 layers in their packed form."""
-    with torch.no_grad():
+    with torch.no_grad(), single_threaded():
         block = build_sub_block(spec)
         reset_sub_block(block, generator, ANY_DEPTH)
         pack(block)

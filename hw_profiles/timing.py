@@ -33,6 +33,8 @@ SENTINEL_SHARE = 0.2
 MIN_SENTINELS = 2
 MAX_PASSES = 32
 REST_AFTER_DISTURBANCE_S = 0.002
+# Standard error of a median of n normal values is this times their median absolute deviation / sqrt(n).
+STANDARD_ERROR = 1.2533 * 1.4826
 REFERENCE_SAMPLES = 100
 
 
@@ -192,6 +194,7 @@ def time_interleaved(
     sentinel: Sentinel,
     min_sample_ms: float = 1.0,
     time_budget_s: float | None = None,
+    target_error: float = 0.0,
     context: Context = "steady",
     realtime: bool = False,
     clock: Clock | None = None,
@@ -207,6 +210,7 @@ def time_interleaved(
         min_sample_ms: calls are repeated until a sample is this long, so that it is longer than
             what the clock can resolve and shorter than a scheduler slice.
         time_budget_s: no more rounds are begun after it, but at least `MIN_ROUNDS`.
+        target_error: stop when the mean relative standard error of the medians is below it.
         context: ``"steady"`` repeats a target until its weights are in cache, as a network that
             runs again and again has them; ``"mixed"`` times single calls between other targets,
             as a part of a network runs between other parts.
@@ -228,6 +232,7 @@ def time_interleaved(
                 sentinel=sentinel,
                 min_sample_ms=min_sample_ms,
                 time_budget_s=time_budget_s,
+                target_error=target_error,
                 context=context,
                 realtime=realtime,
                 clock=clock,
@@ -239,7 +244,7 @@ def time_interleaved(
         _refresh(clock)
         with realtime_scheduling(realtime):
             session.warm_up()
-            _run_rounds(session, rounds, rng, time_budget_s)
+            _run_rounds(session, rounds, rng, time_budget_s, target_error)
     return {
         name: summarise(session.samples[name], session.samples[SENTINEL], sentinel.reference_us)
         for name in targets
@@ -254,7 +259,11 @@ def _refresh(clock: Clock) -> None:
 
 
 def _run_rounds(
-    session: _Session, rounds: int, rng: random.Random, time_budget_s: float | None
+    session: _Session,
+    rounds: int,
+    rng: random.Random,
+    time_budget_s: float | None,
+    target_error: float,
 ) -> None:
     start = session.clock.now_ns()
     names = [name for name in session.targets if name != SENTINEL]
@@ -264,7 +273,9 @@ def _run_rounds(
         return time_budget_s is not None and spent_s > time_budget_s
 
     done = 0
-    while done < rounds and not (done >= min(MIN_ROUNDS, rounds) and out_of_time()):
+    while done < rounds:
+        if done >= MIN_ROUNDS and (out_of_time() or _mean_error(session, names) < target_error):
+            break
         _one_round(session, names, done, rng)
         done += 1
     for extra in range(done, done + rounds):
@@ -272,6 +283,17 @@ def _run_rounds(
         if not lacking or out_of_time():
             break
         _one_round(session, lacking, extra, rng)
+
+
+def _mean_error(session: _Session, names: Sequence[str]) -> float:
+    """Return the mean over targets of the relative standard error of the median ratio."""
+    errors = []
+    for name in names:
+        ratios = round_ratios(session.samples[name], session.samples[SENTINEL], MAX_DELAY_SHARE)
+        if len(ratios) < MIN_KEPT_ROUNDS:
+            return math.inf
+        errors.append(STANDARD_ERROR * _spread(ratios) / math.sqrt(len(ratios)))
+    return statistics.fmean(errors)
 
 
 def _one_round(session: _Session, names: list[str], index: int, rng: random.Random) -> None:
@@ -363,5 +385,10 @@ def summarise(
             "undisturbed; stop other programs and run the same command again"
         )
     ratio = statistics.median(ratios)
-    deviation = statistics.median(abs(value - ratio) for value in ratios)
-    return Timing(ratio, ratio * reference_us, deviation / ratio, len(ratios), kept, reliable)
+    return Timing(ratio, ratio * reference_us, _spread(ratios), len(ratios), kept, reliable)
+
+
+def _spread(ratios: Sequence[float]) -> float:
+    """Return the median absolute deviation over the median."""
+    middle = statistics.median(ratios)
+    return statistics.median(abs(value - middle) for value in ratios) / middle

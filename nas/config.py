@@ -135,6 +135,8 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         parse_duration(self.budget)
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed} is negative; choose 0 or more")
         if self.search.workload not in self.profile.workloads:
             raise UserError(
                 f"search.workload={self.search.workload!r} is not profiled; choose one of "

@@ -6,7 +6,7 @@ from nas.report.commands import export_command, generate_command
 from nas.report.front_figures import loss_against_bytes, loss_against_latency
 from nas.report.layers import legend, mixer_colours, picture, strip, strip_legend, widest_ffn
 from nas.report.markup import Markup, fixed, join, megabytes, millions, number, table, tag
-from nas.report.run_data import Network, RunData
+from nas.report.run_data import Network, RunData, numbers
 from nas.report.statistics import Comparison, bits, comparisons
 from nas.report.summary import loss_text, workload_words
 
@@ -40,20 +40,16 @@ def front_section(data: RunData) -> Markup:
 
 
 def _baseline_sentence(data: RunData) -> str:
-    baselines = data.front.get("baselines") or {}
-    if not isinstance(baselines, dict) or not baselines:
-        return ""
+    baselines = numbers(data.front.get("baselines"))
     told = ", ".join(f"{name} {loss:.2f}" for name, loss in baselines.items())
-    missing = [
-        text
-        for group, text in (("random", "random archs"), ("uniform", "uniform softmax networks"))
-        if not data.groups[group]
-    ]
-    ending = f" This run measured no {' and no '.join(missing)}." if missing else ""
-    return (
+    sentence = (
         f"Counting n-grams reaches (measured, nats/{data.unit}): {told}; "
-        f"those near the networks are drawn as dashed lines.{ending}"
+        "those near the networks are drawn as dashed lines. "
     )
+    names = {"random": "random archs", "uniform": "uniform softmax networks"}
+    missing = [name for group, name in names.items() if not data.groups[group]]
+    ending = f"This run measured no {' and no '.join(missing)}." if missing else ""
+    return (sentence if baselines else "") + ending
 
 
 def _comparison(data: RunData) -> Markup | None:
@@ -154,9 +150,7 @@ def table_section(data: RunData) -> Markup:
     ]
     rows = [
         [
-            tag(
-                "span", network.arch_id, " ", _tags(data.tags.get(network.arch_id, [])), class_="id"
-            ),
+            _named(network, data),
             strip(network, colours),
             fixed(network.loss),
             fixed(bits(network.loss)),
@@ -172,6 +166,11 @@ def table_section(data: RunData) -> Markup:
     order = f"Fastest first ({workload_words(data.workloads[0])})." if data.workloads else None
     shown = table(header, rows, text_columns=2, caption=order)
     return join([shown, strip_legend(colours), _commands(data)])
+
+
+def _named(network: Network, data: RunData) -> Markup:
+    tags = _tags(data.tags.get(network.arch_id, []))
+    return join([tag("span", network.arch_id, class_="id"), tags], " ")
 
 
 def _header(text: str, unit: str) -> Markup:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patheffects import withStroke
-from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 DIRECTIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
 DISTANCES_PT = (9, 17, 27, 40)
 POINT_RADIUS_PX = 7.0
+LABEL_PADDING_PX = 1.5
 OUTSIDE_COST = 50.0
+# Among places that cover equally little, the nearest wins.
+RANK_COST = 0.01
+
+
+@dataclass(frozen=True)
+class _Place:
+    offset_pt: tuple[int, int]
+    horizontal: str
+    vertical: str
+    box: Bbox
 
 
 def place_labels(
@@ -35,46 +46,58 @@ def place_labels(
         lines_y: heights of horizontal lines, which labels should not cross.
         colour: of text and leader line.
     """
-    canvas = cast(FigureCanvasAgg, ax.figure.canvas)
-    canvas.draw()
-    taken = [_around(*ax.transData.transform(point)) for point in points]
+    ax.figure.canvas.draw()
     inside = ax.get_window_extent()
+    taken = [_around(*ax.transData.transform(point)) for point in points]
     for y in lines_y:
-        height = ax.transData.transform((1.0, y))[1]
+        height = ax.transData.transform((ax.get_xlim()[0], y))[1]
         taken.append(Bbox.from_extents(inside.x0, height - 1, inside.x1, height + 1))
-    for (x, y), text in sorted(labels.items()):
-        best: tuple[float, Annotation | None, Bbox | None] = (float("inf"), None, None)
-        for rank, (distance, direction) in enumerate(
-            (distance, direction) for distance in DISTANCES_PT for direction in DIRECTIONS
-        ):
-            label = _annotate(ax, text, (x, y), direction, distance, colour)
-            box = label.get_window_extent(canvas.get_renderer()).padded(1.5)
-            cost = _cost(box, taken, inside) + 0.01 * rank
-            keep, drop = (label, best[1]) if cost < best[0] else (best[1], label)
-            if keep is label:
-                best = (cost, label, box)
-            if drop is not None:
-                drop.remove()
-        if best[2] is not None:
-            taken.append(best[2])
+    for at, text in sorted(labels.items()):
+        places = _places(ax.transData.transform(at), *_size_px(ax, text), ax.figure.get_dpi() / 72)
+        costs = [
+            _cost(place.box, taken, inside) + RANK_COST * rank for rank, place in enumerate(places)
+        ]
+        best = places[costs.index(min(costs))]
+        taken.append(best.box)
+        _write(ax, text, at, best, colour)
 
 
-def _annotate(
-    ax: Axes,
-    text: str,
-    at: tuple[float, float],
-    direction: tuple[int, int],
-    distance_pt: int,
-    colour: str,
-) -> Annotation:
-    right, up = direction
-    return ax.annotate(
+def _size_px(ax: Axes, text: str) -> tuple[float, float]:
+    canvas = cast(FigureCanvasAgg, ax.figure.canvas)
+    probe = ax.text(0.5, 0.5, text, transform=ax.transAxes, fontweight="bold")
+    box = probe.get_window_extent(canvas.get_renderer())
+    probe.remove()
+    return box.width, box.height
+
+
+def _places(
+    at_px: tuple[float, float], width_px: float, height_px: float, px_per_pt: float
+) -> list[_Place]:
+    """Return the places a label may stand at, the nearest first."""
+
+    def each() -> Iterator[_Place]:
+        for distance in DISTANCES_PT:
+            for right, up in DIRECTIONS:
+                x = at_px[0] + right * distance * px_per_pt + width_px * (right - 1) / 2
+                y = at_px[1] + up * distance * px_per_pt + height_px * (up - 1) / 2
+                yield _Place(
+                    (right * distance, up * distance),
+                    {1: "left", 0: "center", -1: "right"}[right],
+                    {1: "bottom", 0: "center", -1: "top"}[up],
+                    Bbox.from_bounds(x, y, width_px, height_px).padded(LABEL_PADDING_PX),
+                )
+
+    return list(each())
+
+
+def _write(ax: Axes, text: str, at: tuple[float, float], place: _Place, colour: str) -> None:
+    ax.annotate(
         text,
         at,
-        xytext=(right * distance_pt, up * distance_pt),
+        xytext=place.offset_pt,
         textcoords="offset points",
-        ha={1: "left", 0: "center", -1: "right"}[right],
-        va={1: "bottom", 0: "center", -1: "top"}[up],
+        horizontalalignment=place.horizontal,
+        verticalalignment=place.vertical,
         color=colour,
         fontweight="bold",
         zorder=6,

@@ -77,7 +77,7 @@ def render(data: RunData) -> str:
         *sections,
     )
     document = tag("html", head, tag("body", body), lang="en")
-    # JSON may hold half a surrogate pair, which UTF-8 cannot.
+    # The folder's path may hold bytes that are no UTF-8.
     return str(join([Markup("<!doctype html>\n"), document])).encode("utf-8", "replace").decode()
 
 

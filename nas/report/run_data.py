@@ -150,6 +150,7 @@ def from_parts(
     exports: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> RunData:
     """Return the data of a front (the content of `front.json`) and what goes with it."""
+    front = _writable(front)
     groups = mapping(front.get("groups"))
     return RunData(
         folder=folder,
@@ -207,7 +208,13 @@ def _read(path: Path, what: str) -> Mapping[str, Any]:
     value = read_json(path, what)
     if not isinstance(value, Mapping):
         raise UserError(f"{path} is not a {what}: it holds no JSON object; write it again")
-    return value
+    return _writable(value)
+
+
+def _writable(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Replace halves of surrogate pairs, which JSON may hold but no font and no file can."""
+    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+    return dict(json.loads(text))
 
 
 def _read_log(path: Path) -> tuple[Mapping[str, float], ...]:

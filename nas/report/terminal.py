@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from nas.report.markup import fixed, megabytes, millions, number
+from nas.report.markup import fixed, megabytes, number
 from nas.report.run_data import Network, RunData, from_parts
 from nas.report.statistics import bits
 from nas.report.summary import verdict
@@ -36,7 +36,7 @@ def front_table(front: Mapping[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    for index, column in enumerate([*columns, "MB", "M\npar.", "MiB", "lay-\ners", "d_\nmodel"]):
+    for index, column in enumerate([*columns, "MB", "MiB", "lay-\ners", "d_\nmodel"]):
         table.add_column(column, justify="right" if index else "left", no_wrap=index > 0)
     main = data.workloads[0] if data.workloads else ""
     for group in ("front", "uniform"):
@@ -57,7 +57,6 @@ def _cells(network: Network, data: RunData) -> list[Any]:
         fixed(bits(network.loss)),
         *(number(network.latency_ms.get(workload)) for workload in data.workloads),
         megabytes(network.weight_bytes),
-        millions(network.params),
         number(network.peak_mib),
         str(network.depth),
         str(network.arch.get("d_model", "")),
@@ -67,7 +66,7 @@ def _cells(network: Network, data: RunData) -> list[Any]:
 def _caption(data: RunData) -> Any:
     from rich.text import Text
 
-    counted = "losses, latencies and MiB (peak memory) measured; MB (weights) and params counted"
+    counted = "losses, latencies and MiB (peak memory) measured; MB (weights) counted"
     sentence = verdict(data)
     return Text(
         f"{counted}; {sentence}" + ("; dim: uniform networks" if data.groups["uniform"] else "")

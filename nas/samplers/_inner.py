@@ -158,22 +158,22 @@ def _coordinate_descent(
     num_sheets, _, num_objectives = pool.values.shape
     num_weights = 1 if num_objectives == 1 else num_weights
     ideal, nadir = _scale(pool.values[0][non_dominated(pool.values[0])])
+    # A utopia point a little beyond the ideal keeps the ends of the front apart.
+    utopia = ideal - 0.05 * np.where(nadir > ideal, nadir - ideal, 1.0)
     weights = _weights(num_weights * num_sheets, num_objectives, rng)
     sheet = np.repeat(np.arange(num_sheets), num_weights)
     owner = np.arange(len(sheet))
 
     def cost(values: FloatArray, of: NDArray[np.int64]) -> FloatArray:
         """Scalar cost of candidates: values (1 + D, N, M), `of` their incumbent, shape (N,)."""
-        unit = normalise(values[sheet[of], np.arange(len(of))], ideal - 0.05, nadir)
+        unit = normalise(values[sheet[of], np.arange(len(of))], utopia, nadir)
         weighted = weights[of] * unit
         return np.asarray(weighted.max(axis=1) + 0.1 * weighted.sum(axis=1))
 
-    span = np.where(nadir > ideal, nadir - ideal, 1.0)
-    ideal = ideal - 0.05 * span
     start = np.array([np.argmin(cost(pool.values, np.full(len(pool.levels), o))) for o in owner])
     best_levels = pool.levels[start].copy()
     best_cost = np.array(
-        [cost(pool.values[:, [s]], np.array([o]))[0] for o, s in zip(owner, start)]
+        [cost(pool.values[:, [s]], np.array([o]))[0] for o, s in zip(owner, start, strict=True)]
     )
     spent = 0
     result = Pool(pool.levels, pool.values)

@@ -93,9 +93,10 @@ class Proposer:
             if _key(row) not in taken:
                 return np.asarray(row)
         num_initial = self._sizes[0]
-        if self._archive.num_evaluated + len(self._archive.pending) >= num_initial:
-            if self._archive.num_evaluated >= min(3, num_initial):
-                return None
+        evaluated = self._archive.num_evaluated
+        started = evaluated + len(self._archive.pending)
+        if started >= num_initial and evaluated >= min(3, num_initial):
+            return None
         if self._design is None:
             rng = np.random.default_rng([self.seed, 2])
             known = np.vstack([self._seeds, self._archive.levels])

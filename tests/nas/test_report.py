@@ -244,3 +244,331 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Page]:
     folder = write_run(tmp_path_factory.mktemp("runs") / "quick start")
     source = write_report(folder).read_text(encoding="utf-8")
     return folder, source, Page(source)
+
+
+def test_every_section_is_there_with_its_figures(whole: tuple[Path, str, Page]) -> None:
+    folder, source, page = whole
+    assert [i for i in page.values("id") if i in SECTION_IDS] == list(SECTION_IDS)
+    assert page.tags.count("svg") == 9
+    front = front_content()["groups"]["front"]
+    best, fastest = front[-1], front[0]
+    for expected in (
+        f"the best reaches {best['measured']['loss']:.3f} nats/byte "
+        f"({best['measured']['loss'] / math.log(2):.3f} bits/byte) on test files",
+        f"the fastest takes {fastest['measured']['latency_ms'][WORKLOADS[0]]:.2f} ms",
+        "hypervolume is 0.871 against 0.702 of as many random archs and 0.655 of uniform",
+        "predicted latency is 2.3 % off the measured one (mean over 34 networks)",
+        "unigram 3.31, bigram 2.52, trigram 1.95",
+        "mean absolute error 2.31 % of the measured latency (MAPE), Kendall tau 0.97",
+        "120 evaluations, 3 of them failed",
+        "the loss is nan",
+        "1499 steps",
+        "max_\u200blogit_\u200bdifference",
+        "2.400e-07",
+        "Example CPU @ 2 GHz",
+        "search.sampler predictor",
+    ):
+        assert expected in page.text, expected
+    assert all(record["arch_id"] in page.text for record in front)
+    assert len(source) < 2_000_000
+
+
+def test_members_are_sorted_by_latency_and_chosen_ones_are_tagged(
+    whole: tuple[Path, str, Page],
+) -> None:
+    data = load_run(whole[0])
+    latencies = [network.latency_ms[WORKLOADS[0]] for network in data.front_by_latency]
+    assert latencies == sorted(latencies) and len(latencies) == 14
+    table = whole[1].split('id="members"')[1]
+    order = [n.arch_id for n in data.front_by_latency]
+    assert [i for i in re.findall(r">([0-9a-f]{10})<", table) if i in order][:14] == order
+    row = re.search(rf"<tr>(?:(?!</tr>).)*{order[0]}.*?</tr>", table)
+    assert row is not None and ">fastest<" in row[0] and ">smallest<" in row[0]
+
+
+def test_commands_can_be_pasted_into_a_shell(whole: tuple[Path, str, Page]) -> None:
+    folder, _, page = whole
+    ids = {r["arch_id"] for r in front_content()["groups"]["front"]}
+    lines = [line for text in page.texts for line in text.splitlines() if line.startswith("nas ")]
+    exported = next(iter(load_run(folder).exports))
+    export = shlex.split(lines[0])
+    assert export[:5] == ["nas", "export", "--out", str(folder), "--set"]
+    key, _, value = export[5].partition("=")
+    assert key == "export.choose" and set(json.loads(value)) == ids - {exported}
+    generate = [shlex.split(line) for line in lines[1:]]
+    assert {Path(words[2]) for words in generate} == {folder / "subnets" / i for i in ids}
+    assert {tuple(words[3:]) for words in generate} == {("--prompt", "def ")}
+
+
+def test_layer_pictures_show_what_the_arch_says(tmp_path: Path) -> None:
+    front = front_content()
+    arch_id = front["chosen"]["knee"]
+    front["chosen"] = {"knee": arch_id}
+    knee = next(r for r in front["groups"]["front"] if r["arch_id"] == arch_id)
+    window = {
+        "mixer": "sliding_window",
+        "num_heads": 6,
+        "num_kv_heads": 2,
+        "position": "rope",
+        "mixer_precision": "int8",
+        "ffn": "swiglu",
+        "intermediate_size": 192,
+        "ffn_precision": "fp32",
+        "norm": "layernorm",
+        "mixer_options": {"window": 64},
+    }
+    plain = {
+        **window,
+        "mixer": "none",
+        "num_heads": 0,
+        "num_kv_heads": 0,
+        "mixer_options": {},
+        "ffn": "relu2",
+        "intermediate_size": 768,
+        "ffn_precision": "int8",
+    }
+    bare = {**window, "ffn": "none", "intermediate_size": 0}
+    knee["arch"]["layers"] = [window, {"skip": True}, plain, bare]
+    source = write_report(write_run(tmp_path, front)).read_text()
+    picture = source.split('class="layers"')[1].split("</section>")[0]
+    slots = picture.split('class="slot"')[1:]
+    text = [Page(f'<i class="{slot}').text for slot in slots]
+    assert len(slots) == 4
+    for expected in ("sliding_window", "int8", "6 q × 2 kv · window 64 · rope · layernorm"):  # noqa: RUF001
+        assert expected in text[0]
+    assert slots[0].count("<u ") == 6 and slots[0].count("<i><u") == 2
+    assert "width:25.0%" in slots[0] and "width:100.0%" in slots[2]
+    assert "skipped" in text[1] and "no mixer" in text[2] and "no FFN" in text[3]
+
+
+def test_page_loads_nothing(whole: tuple[Path, str, Page]) -> None:
+    _, source, page = whole
+    assert not re.search(r"https?:|url\((?!#)|@import|<script|<link|<iframe|<image", source)
+    assert page.values("src") == []
+    links = page.values("href") + page.values("xlink:href")
+    assert links and all(link.startswith("#") for link in links)
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in links} <= set(ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", source)) <= set(ids)
+
+
+def test_report_is_the_same_for_the_same_run(whole: tuple[Path, str, Page]) -> None:
+    assert write_report(whole[0]).read_text() == whole[1]
+
+
+def test_names_from_files_are_only_ever_text(tmp_path: Path) -> None:
+    front = front_content()
+    for record_ in front["groups"]["uniform"]:
+        record_["name"] = NASTY
+    front["task"] = front["device"]["cpu"] = NASTY
+    front["baselines"] = {NASTY: 1.9}
+    front["chosen"][NASTY] = front["chosen"]["knee"]
+    for layer in front["groups"]["front"][5]["arch"]["layers"]:
+        if "mixer" in layer:
+            layer.update(
+                mixer=NASTY, ffn=NASTY, norm=NASTY, num_heads="9", mixer_options={"<": ">"}
+            )
+    source = write_report(write_run(tmp_path, front)).read_text(encoding="utf-8")
+    page = Page(source)
+    assert "<script" not in source.lower()
+    assert "script" not in page.tags
+    assert page.text.count("<script>alert('x')</script>") >= 4
+    console = Console(file=io.StringIO(), width=200)
+    console.print(front_table(front))
+    assert "[red]" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [
+        ("front.json", "No front has been measured"),
+        ("search.json", "The record of single evaluations is not in this folder"),
+        ("supernet", "There is no training log"),
+        ("subnets", "No network has been exported yet"),
+        ("config.json", "There is no config.json"),
+    ],
+)
+def test_a_missing_part_is_left_out_with_a_sentence(
+    tmp_path: Path, missing: str, sentence: str
+) -> None:
+    path = write_run(tmp_path) / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    page = Page(write_report(tmp_path).read_text())
+    assert sentence in page.text
+    assert [i for i in page.values("id") if i in SECTION_IDS] == list(SECTION_IDS)
+
+
+@pytest.mark.parametrize("keep", ["front.json", "search.json", "config.json", "supernet"])
+def test_any_single_part_makes_a_report(tmp_path: Path, keep: str) -> None:
+    write_run(tmp_path)
+    for path in tmp_path.iterdir():
+        if path.name != keep:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert write_report(tmp_path).read_text().startswith("<!doctype html>")
+
+
+def test_front_without_baselines_and_with_unknown_values(tmp_path: Path) -> None:
+    front = front_content()
+    front["groups"] = {"front": front["groups"]["front"][:1]}
+    for key in ("baselines", "chosen", "latency_error", "hypervolume", "device", "versions"):
+        del front[key]
+    front["unit"] = "token"
+    only = front["groups"]["front"][0]
+    only["measured"]["peak_mib"] = only["search_loss"] = None
+    only["predicted"]["latency_ms"] = {WORKLOADS[0]: float("nan")}
+    page = Page(write_report(write_run(tmp_path, front)).read_text())
+    assert "nats/token" in page.text and "nats/byte" not in page.text
+    assert "measured no random archs and no uniform softmax networks" in page.text
+    assert "No network of the front was chosen by name" in page.text
+    assert "nothing is compared here" in page.text
+
+
+def test_a_front_that_loses_is_told_so(tmp_path: Path) -> None:
+    front = front_content()
+    front["hypervolume"]["random"] = 0.9
+    page = Page(write_report(write_run(tmp_path, front)).read_text())
+    assert "so it does not beat as many random archs" in page.text
+
+
+def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no run folder"):
+        write_report(tmp_path / "absent")
+    with pytest.raises(UserError, match="holds no run"):
+        write_report(tmp_path)
+    (tmp_path / "front.json").write_text('{"groups": {"front": [')
+    with pytest.raises(UserError, match=r"front\.json is not a front"):
+        write_report(tmp_path)
+    (tmp_path / "front.json").write_text("[1]")
+    with pytest.raises(UserError, match="no JSON object"):
+        write_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["front.json"]
+
+
+def test_errors_are_computed_when_the_run_has_none(tmp_path: Path) -> None:
+    front = front_content()
+    del front["latency_error"]
+    data = load_run(write_run(tmp_path, front))
+    error = latency_error(data, WORKLOADS[1])
+    records = [r for group in front["groups"].values() for r in group]
+    pairs = [
+        (r["predicted"]["latency_ms"][WORKLOADS[1]], r["measured"]["latency_ms"][WORKLOADS[1]])
+        for r in records
+    ]
+    relative = [abs(p - m) / m for p, m in pairs]
+    order = [(p > q) == (m > n) for i, (p, m) in enumerate(pairs) for q, n in pairs[:i]]
+    assert error is not None and error.num_networks == len(pairs)
+    assert error.mape_percent == pytest.approx(100 * sum(relative) / len(relative))
+    assert error.kendall_tau == pytest.approx(2 * sum(order) / len(order) - 1)
+
+
+def test_comparison_takes_the_fastest_front_member_that_is_as_good(tmp_path: Path) -> None:
+    data = load_run(write_run(tmp_path))
+    found = comparisons(data, WORKLOADS[0])
+    assert [c.plain.loss for c in found] == sorted(n.loss or 0 for n in data.groups["uniform"])
+    for item in found:
+        assert item.plain.loss is not None and item.better is not None
+        reaching = [
+            n.latency_ms[WORKLOADS[0]]
+            for n in data.groups["front"]
+            if n.loss is not None and n.loss <= item.plain.loss
+        ]
+        assert item.better.latency_ms[WORKLOADS[0]] == min(reaching)
+        assert item.speedup == item.plain.latency_ms[WORKLOADS[0]] / min(reaching)
+
+
+def test_front_table_shows_front_then_uniform_networks() -> None:
+    front = front_content()
+    console = Console(file=io.StringIO(), width=80)
+    console.print(front_table(front))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    lines = text.splitlines()
+    assert "…" not in text
+    best, fastest = front["groups"]["front"][-1], front["groups"]["front"][0]
+    rows = {
+        key: next(line for line in lines if key in line)
+        for key in (best["arch_id"], fastest["arch_id"], "softmax d192 L6")
+    }
+    assert f"{best['measured']['loss']:.3f}" in rows[best["arch_id"]]
+    assert "fastest" in rows[fastest["arch_id"]]
+    positions = [
+        text.index(key) for key in (fastest["arch_id"], best["arch_id"], "softmax d192 L6")
+    ]
+    assert positions == sorted(positions)
+
+
+def test_labels_do_not_cover_points_or_each_other() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    ax = figure.add_subplot()
+    points = [(float(i), float(i % 3)) for i in range(8)]
+    ax.set(xlim=(-1, 8), ylim=(-1, 3))
+    labels = {points[0]: "smallest", points[1]: "knee", points[2]: "best, fastest"}
+    place_labels(ax, labels, points, [2.5], "black")
+    canvas.draw()
+    texts = [child for child in ax.get_children() if isinstance(child, Annotation)]
+    assert sorted(text.get_text() for text in texts) == sorted(labels.values())
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
+    pixels = [ax.transData.transform(point) for point in points]
+    assert not any(box.contains(*pixel) for box in boxes for pixel in pixels)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(
+        ax.get_window_extent().contains(*corner) for box in boxes for corner in box.corners()
+    )
+
+
+def test_number_formats_and_words() -> None:
+    assert [number(x) for x in (0.0, 0.00123, 1.0655, 123.4, 12345.6, None, math.inf)] == [
+        *("0", "0.00123", "1.07", "123", "12,346"),
+        "\u2013",
+        "\u2013",
+    ]
+    assert number(2.4e-7, 2) == "2.4e-07"
+    assert fixed(1.23456) == "1.235"
+    assert tag("a", "<", tag("b", "&"), title='"') == '<a title="&quot;">&lt;<b>&amp;</b></a>'
+    assert workload_words("prefill_b2_t64") == "prefill of 64 tokens, batch 2"
+    assert workload_words("decode_b1_t256") == "one token after 256, batch 1"
+    assert workload_words("mine") == "mine"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 500])
+def test_report_in_a_real_browser(
+    whole: tuple[Path, str, Page], tmp_path: Path, width: int
+) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("there is no chromium on this machine to open the report with")
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--hide-scrollbars",
+        f"--window-size={width},1400",
+    ]
+    picture = tmp_path / "report.png"
+
+    def browse(action: str) -> str:
+        profile = f"--user-data-dir={tmp_path / action.strip('-').partition('=')[0]}"
+        words = [browser, *flags, profile, action, (whole[0] / "report.html").as_uri()]
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=90).stdout
+
+    dom = Page(browse("--dump-dom"))
+    assert dom.tags.count("svg") == 9
+    assert [i for i in dom.values("id") if i in SECTION_IDS] == list(SECTION_IDS)
+    assert "14 networks on the measured front" in dom.text
+    browse(f"--screenshot={picture}")
+    from matplotlib.image import imread
+
+    pixels = imread(picture)
+    assert pixels.shape[:2] == (1400, width)
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 100

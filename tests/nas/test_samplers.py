@@ -72,7 +72,7 @@ def loss(p: dict[str, Any]) -> float:
 
 
 def small(**options: Any) -> PredictorGuidedSampler:
-    defaults = {"seed": 0, "search_space": SPACE, "num_candidates": 2000}
+    defaults = {"seed": 0, "search_space": SPACE, "num_candidates": 1200}
     return PredictorGuidedSampler(**{**defaults, **options})
 
 
