@@ -5,6 +5,8 @@ Shapes: B batch, T tokens, D d_model.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from searchspace._operator_checks import (
@@ -41,8 +43,8 @@ def check_steps(spec: Spec) -> None:
             pack(block)
         expected = block(x_BTD)
         for split in SPLITS:
-            state = block.init_state(x_BTD.shape[0], NUM_TOKENS)
-            out = torch.cat([block(part, state) for part in x_BTD.split(split, dim=1)], dim=1)
+            state: Any = block.init_state(x_BTD.shape[0], NUM_TOKENS)
+            out = torch.cat([block(part, state) for part in torch.split(x_BTD, split, dim=1)], dim=1)
             what = f"calls of {split[:9]} tokens{' in real int8' if packed else ''}"
             require_close(out, expected, bound_of(spec), what)
             require(state.length == NUM_TOKENS, f"{what}: the state counts {state.length} tokens")
@@ -55,7 +57,7 @@ def check_state_size(spec: Spec) -> None:
     state = block.init_state(2, NUM_TOKENS)
     made = state_bytes([state])
     require(made > 0, "the state has no tensors")
-    for part in make_input().split((40, 1, 30), dim=1):
+    for part in torch.split(make_input(), (40, 1, 30), dim=1):
         block(part, state)
         require(state_bytes([state]) == made, f"the state grew from {made} bytes")
     doubled = state_bytes([block.init_state(4, NUM_TOKENS)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -225,7 +226,9 @@ def _check_supernet(spec: Spec) -> None:
 def _small_supernet(spec: Spec) -> Supernet:
     mixer = spec.mixer if isinstance(spec, MixerSpec) else "softmax"
     options = dict(spec.options) if isinstance(spec, MixerSpec) else {}
-    mixers = {mixer: {name: (value,) for name, value in options.items()}}
+    mixers: dict[str, dict[str, tuple[Any, ...]]] = {
+        mixer: {name: (value,) for name, value in options.items()}
+    }
     # Softmax last, so that the operator shares its projections with another one.
     space = SearchSpace(
         name="check",

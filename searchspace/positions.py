@@ -36,4 +36,5 @@ def apply_rope(x_BHTK: Tensor, start: int) -> Tensor:
     # Tables grow in powers of two, so decoding does not build one for every length.
     cos, sin = _rope_table(head_dim, 1 << max(end - 1, 63).bit_length(), x_BHTK.device)
     rolled = torch.roll(x_BHTK, head_dim // 2, dims=-1)
-    return x_BHTK * cos[start:end].to(x_BHTK.dtype) + rolled * sin[start:end].to(x_BHTK.dtype)
+    cos, sin = cos[start:end].to(x_BHTK.dtype), sin[start:end].to(x_BHTK.dtype)
+    return torch.addcmul(x_BHTK * cos, rolled, sin)

@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -25,7 +25,7 @@ INK, MUTED, GRID = "#1c2430", "#5b6675", "#e4e8ee"
 WIDTH_IN, HEIGHT_IN = 5.0, 3.7
 LOG_SCALE_FROM = 5.0
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "text.color": INK,
@@ -108,7 +108,7 @@ def _add_tip(element: ET.Element, tip: str | None) -> None:
         element.insert(0, title)
 
 
-def scale_axis(axis: Axis, values: Sequence[float], margin: float = 0.07) -> None:
+def scale_axis(axis: XAxis | YAxis, values: Sequence[float], margin: float = 0.07) -> None:
     """Choose a linear or (for a wide range of positive values) a logarithmic scale with few ticks.
 
     Args:
@@ -117,8 +117,8 @@ def scale_axis(axis: Axis, values: Sequence[float], margin: float = 0.07) -> Non
         margin: room at both ends, as a share of the range.
     """
     low, high = min(values), max(values)
-    set_scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale
-    set_limits = axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim
+    set_scale = axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale
+    set_limits = axis.axes.set_xlim if isinstance(axis, XAxis) else axis.axes.set_ylim
     if low > 0 and high / low >= LOG_SCALE_FROM:
         set_scale("log")
         axis.set_major_locator(FixedLocator(_log_ticks(low, high)))

@@ -28,6 +28,7 @@ LARGEST_AREA_PT2, SMALLEST_AREA_PT2 = 110.0, 9.0
 # A baseline further above the networks than this share of their range is named, not drawn.
 BASELINE_ROOM = 0.2
 BASELINE_GAP = 0.06
+BASELINE_LETTERS = 12
 # Room at the ends of the axes for labels.
 MARGIN = 0.1
 
@@ -98,7 +99,7 @@ def _set_axes(ax: Axes, data: RunData, drawn: Drawn, x_label: str) -> list[float
         ax.axhline(loss, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
         height_of_last = max((loss - low) / (high - low), height_of_last + BASELINE_GAP)
         ax.text(
-            *(1.012, height_of_last, f"{name}\n{loss:.2f}"),
+            *(1.012, height_of_last, f"{name[:BASELINE_LETTERS]}\n{loss:.2f}"),
             transform=ax.transAxes,
             color=MUTED,
             va="center",

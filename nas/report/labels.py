@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 DIRECTIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
 DISTANCES_PT = (9, 17, 27, 40)
@@ -46,32 +48,34 @@ def place_labels(
         lines_y: heights of horizontal lines, which labels should not cross.
         colour: of text and leader line.
     """
-    ax.figure.canvas.draw()
+    cast(Figure, ax.figure).draw_without_rendering()
     inside = ax.get_window_extent()
     taken = [_around(*ax.transData.transform(point)) for point in points]
     for y in lines_y:
         height = ax.transData.transform((ax.get_xlim()[0], y))[1]
-        taken.append(Bbox.from_extents(inside.x0, height - 1, inside.x1, height + 1))
+        taken.append([inside.x0, height - 1, inside.x1, height + 1])
     for at, text in sorted(labels.items()):
         places = _places(ax.transData.transform(at), *_size_px(ax, text), ax.figure.get_dpi() / 72)
         costs = [
             _cost(place.box, taken, inside) + RANK_COST * rank for rank, place in enumerate(places)
         ]
         best = places[costs.index(min(costs))]
-        taken.append(best.box)
+        taken.append(list(best.box.extents))
         _write(ax, text, at, best, colour)
 
 
 def _size_px(ax: Axes, text: str) -> tuple[float, float]:
-    canvas = cast(FigureCanvasAgg, ax.figure.canvas)
     probe = ax.text(0.5, 0.5, text, transform=ax.transAxes, fontweight="bold")
-    box = probe.get_window_extent(canvas.get_renderer())
+    box = probe.get_window_extent()
     probe.remove()
     return box.width, box.height
 
 
 def _places(
-    at_px: tuple[float, float], width_px: float, height_px: float, px_per_pt: float
+    at_px: Sequence[float] | NDArray[np.float64],
+    width_px: float,
+    height_px: float,
+    px_per_pt: float,
 ) -> list[_Place]:
     """Return the places a label may stand at, the nearest first."""
 
@@ -106,16 +110,17 @@ def _write(ax: Axes, text: str, at: tuple[float, float], place: _Place, colour: 
     )
 
 
-def _around(x: float, y: float) -> Bbox:
+def _around(x: float, y: float) -> list[float]:
     radius = POINT_RADIUS_PX
-    return Bbox.from_extents(x - radius, y - radius, x + radius, y + radius)
+    return [x - radius, y - radius, x + radius, y + radius]
 
 
-def _cost(box: Bbox, taken: Sequence[Bbox], inside: Bbox) -> float:
-    covered = 0.0
-    for other in taken:
-        common = Bbox.intersection(box, other)
-        if common is not None:
-            covered += 1.0 + common.width * common.height / (box.width * box.height)
+def _cost(box: Bbox, taken: Sequence[Sequence[float]], inside: Bbox) -> float:
+    """Return how many things (left, bottom, right, top) a box covers, and how much of itself."""
+    left, bottom, right, top = np.asarray(taken).T
+    width = np.minimum(right, box.x1) - np.maximum(left, box.x0)
+    height = np.minimum(top, box.y1) - np.maximum(bottom, box.y0)
+    hit = (width > 0) & (height > 0)
+    covered = float((1.0 + width * height / (box.width * box.height))[hit].sum())
     out = box.x0 < inside.x0 or box.x1 > inside.x1 or box.y0 < inside.y0 or box.y1 > inside.y1
     return covered + (OUTSIDE_COST if out else 0.0)

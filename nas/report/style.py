@@ -31,7 +31,8 @@ figure{margin:0;min-width:0}
 figure svg{display:block;width:100%;height:auto}
 figure svg *{stroke-linejoin:round;stroke-linecap:butt}
 figcaption{margin-top:4px}
-@media(min-width:860px){.grid{grid-template-columns:repeat(2,minmax(0,1fr))}main{padding:28px 28px 64px}}
+@media(min-width:860px){.grid{grid-template-columns:repeat(2,minmax(0,1fr))}
+ main{padding:28px 28px 64px}}
 .scroll{overflow-x:auto;margin:.6em 0 1em;-webkit-overflow-scrolling:touch}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums;min-width:50%}
 caption{text-align:left;padding-bottom:6px}

@@ -12,7 +12,6 @@ from nas.report.statistics import bits
 from nas.report.summary import verdict
 
 if TYPE_CHECKING:
-    from rich import box
     from rich.table import Table
 
 

@@ -26,6 +26,7 @@ from nas.report.statistics import comparisons, latency_error
 from nas.report.summary import workload_words
 from searchspace.errors import UserError
 
+NUM_PICTURES = 10
 WORKLOADS = ("prefill_b1_t256", "decode_b1_t256")
 SECTION_IDS = (
     *("front", "hypervolume", "predictions", "layers"),
@@ -84,9 +85,9 @@ def record(
     }
 
 
-def front_content(seed: int = 0) -> dict[str, Any]:
-    rng = np.random.default_rng(seed)
-    sizes = np.linspace(0.02, 1.0, 14)
+def front_content(num_members: int = 4) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    sizes = np.linspace(0.02, 1.0, num_members)
     front = [record(rng, float(size), 0.0) for size in sizes]
     uniform = [
         record(rng, size, 0.09, f"softmax d{width} L{depth}")
@@ -126,7 +127,7 @@ def front_content(seed: int = 0) -> dict[str, Any]:
             "best": front[-1]["arch_id"],
             "fastest": front[0]["arch_id"],
             "smallest": front[0]["arch_id"],
-            "knee": front[5]["arch_id"],
+            "knee": front[num_members // 3]["arch_id"],
         },
         "latency_error": {
             name: {"mape_percent": 2.31 + i, "kendall_tau": 0.97, "num_networks": 34}
@@ -148,7 +149,7 @@ def write_run(folder: Path, front: dict[str, Any] | None = None) -> Path:
     front = front or front_content()
     rng = np.random.default_rng(1)
     front_ids = [r["arch_id"] for r in front["groups"]["front"]]
-    trials = [
+    trials: list[dict[str, Any]] = [
         {
             "number": i,
             "arch_id": f"{i:010x}",
@@ -241,16 +242,16 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Page]:
-    folder = write_run(tmp_path_factory.mktemp("runs") / "quick start")
+    folder = write_run(tmp_path_factory.mktemp("runs") / "quick start", front_content(14))
     source = write_report(folder).read_text(encoding="utf-8")
     return folder, source, Page(source)
 
 
 def test_every_section_is_there_with_its_figures(whole: tuple[Path, str, Page]) -> None:
-    folder, source, page = whole
+    _, source, page = whole
     assert [i for i in page.values("id") if i in SECTION_IDS] == list(SECTION_IDS)
-    assert page.tags.count("svg") == 9
-    front = front_content()["groups"]["front"]
+    assert page.tags.count("svg") == NUM_PICTURES
+    front = front_content(14)["groups"]["front"]
     best, fastest = front[-1], front[0]
     for expected in (
         f"the best reaches {best['measured']['loss']:.3f} nats/byte "
@@ -288,7 +289,7 @@ def test_members_are_sorted_by_latency_and_chosen_ones_are_tagged(
 
 def test_commands_can_be_pasted_into_a_shell(whole: tuple[Path, str, Page]) -> None:
     folder, _, page = whole
-    ids = {r["arch_id"] for r in front_content()["groups"]["front"]}
+    ids = {r["arch_id"] for r in front_content(14)["groups"]["front"]}
     lines = [line for text in page.texts for line in text.splitlines() if line.startswith("nas ")]
     exported = next(iter(load_run(folder).exports))
     export = shlex.split(lines[0])
@@ -364,7 +365,7 @@ def test_names_from_files_are_only_ever_text(tmp_path: Path) -> None:
     front["task"] = front["device"]["cpu"] = NASTY
     front["baselines"] = {NASTY: 1.9}
     front["chosen"][NASTY] = front["chosen"]["knee"]
-    for layer in front["groups"]["front"][5]["arch"]["layers"]:
+    for layer in front["groups"]["front"][1]["arch"]["layers"]:
         if "mixer" in layer:
             layer.update(
                 mixer=NASTY, ffn=NASTY, norm=NASTY, num_heads="9", mixer_options={"<": ">"}
@@ -379,27 +380,33 @@ def test_names_from_files_are_only_ever_text(tmp_path: Path) -> None:
     assert "[red]" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    ("missing", "sentence"),
-    [
-        ("front.json", "No front has been measured"),
-        ("search.json", "The record of single evaluations is not in this folder"),
-        ("supernet", "There is no training log"),
-        ("subnets", "No network has been exported yet"),
-        ("config.json", "There is no config.json"),
-    ],
-)
-def test_a_missing_part_is_left_out_with_a_sentence(
-    tmp_path: Path, missing: str, sentence: str
-) -> None:
-    path = write_run(tmp_path) / missing
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+def test_missing_parts_are_left_out_with_a_sentence(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    for name in ("supernet", "subnets"):
+        shutil.rmtree(tmp_path / name)
+    for name in ("search.json", "config.json"):
+        (tmp_path / name).unlink()
     page = Page(write_report(tmp_path).read_text())
-    assert sentence in page.text
     assert [i for i in page.values("id") if i in SECTION_IDS] == list(SECTION_IDS)
+    for sentence in (
+        "The record of single evaluations is not in this folder",
+        "There is no training log",
+        "No training-free metric was compared",
+        "No network has been exported yet",
+        "There is no config.json",
+        "Not exported yet: 4 of 4",
+    ):
+        assert sentence in page.text, sentence
 
 
-@pytest.mark.parametrize("keep", ["front.json", "search.json", "config.json", "supernet"])
+def test_a_run_that_has_no_front_yet_is_reported(tmp_path: Path) -> None:
+    (write_run(tmp_path) / "front.json").unlink()
+    page = Page(write_report(tmp_path).read_text())
+    assert page.text.count("No front has been measured") >= 3
+    assert page.tags.count("svg") == 3  # hypervolume curve, training curves, metrics
+
+
+@pytest.mark.parametrize("keep", ["search.json", "config.json", "supernet"])
 def test_any_single_part_makes_a_report(tmp_path: Path, keep: str) -> None:
     write_run(tmp_path)
     for path in tmp_path.iterdir():
@@ -503,16 +510,16 @@ def test_labels_do_not_cover_points_or_each_other() -> None:
     from matplotlib.text import Annotation
 
     figure = Figure(figsize=(5, 4), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)
     ax = figure.add_subplot()
     points = [(float(i), float(i % 3)) for i in range(8)]
     ax.set(xlim=(-1, 8), ylim=(-1, 3))
     labels = {points[0]: "smallest", points[1]: "knee", points[2]: "best, fastest"}
     place_labels(ax, labels, points, [2.5], "black")
-    canvas.draw()
+    figure.draw_without_rendering()
     texts = [child for child in ax.get_children() if isinstance(child, Annotation)]
     assert sorted(text.get_text() for text in texts) == sorted(labels.values())
-    boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
+    boxes = [text.get_window_extent() for text in texts]
     pixels = [ax.transData.transform(point) for point in points]
     assert not any(box.contains(*pixel) for box in boxes for pixel in pixels)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
@@ -563,7 +570,7 @@ def test_report_in_a_real_browser(
         return subprocess.run(words, capture_output=True, text=True, check=True, timeout=90).stdout
 
     dom = Page(browse("--dump-dom"))
-    assert dom.tags.count("svg") == 9
+    assert dom.tags.count("svg") == NUM_PICTURES
     assert [i for i in dom.values("id") if i in SECTION_IDS] == list(SECTION_IDS)
     assert "14 networks on the measured front" in dom.text
     browse(f"--screenshot={picture}")
