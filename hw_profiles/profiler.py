@@ -31,13 +31,15 @@ from searchspace.subnet import Subnet
 
 Progress = Callable[[float, str], None]
 
-GROUP_SIZE = 16
-"""Sub-blocks timed in one session: few enough that the clock hardly drifts within a round."""
+GROUP_SIZE = 48
+"""Targets timed in one session: a round of it is short against the drift of the clock, and all rounds
+together are long against the moods of other programs."""
 ROUNDS = 24
 SUB_BLOCK_ERROR = 0.02
 """Relative standard error at which a group of sub-blocks is done; errors average out in sums."""
 SUBNET_ROUNDS = 60
 SUBNET_ERROR = 0.007
+SUBNET_SAMPLE_MS = 2.5
 CALIBRATION_NETWORKS = 14
 CALIBRATION_POOL = 256
 CALIBRATION_SHARE = 0.25
@@ -173,7 +175,6 @@ class _Session:
                 sentinel=Sentinel.gemm(self.table.sentinel_us),
                 time_budget_s=_share(time_budget_s, 1 / len(self.table.workloads)),
                 target_error=SUB_BLOCK_ERROR,
-                context="mixed",
                 realtime=self.realtime,
             )
             for spec in group:
@@ -358,7 +359,7 @@ def measure_subnets(
             sentinel=sentinel,
             time_budget_s=_share(time_budget_s, 1 / len(steps)),
             target_error=SUBNET_ERROR,
-            context="steady",
+            min_sample_ms=SUBNET_SAMPLE_MS,
             realtime=realtime,
         )
         for name, timing in timings.items():

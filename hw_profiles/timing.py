@@ -13,7 +13,6 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
@@ -21,7 +20,6 @@ from hw_profiles.clock import Clock, no_garbage_collection, realtime_scheduling,
 from searchspace.errors import UserError
 
 Call = Callable[[], object]
-Context = Literal["steady", "mixed"]
 
 MAX_DELAY_SHARE = 0.005
 """Share of a sample that threads may have waited for a processor."""
@@ -31,7 +29,8 @@ MIN_KEPT_FRACTION = 0.3
 SENTINEL_SHARE = 0.2
 """Share of a round's time that goes to the sentinel."""
 MIN_SENTINELS = 2
-MAX_PASSES = 32
+SHORT_CALL_US = 500.0
+"""Calls shorter than this are run twice, others once, before a sample."""
 REST_AFTER_DISTURBANCE_S = 0.002
 # Standard error of a median of n normal values is this times their median absolute deviation / sqrt(n).
 STANDARD_ERROR = 1.2533 * 1.4826
@@ -129,13 +128,11 @@ class _Session:
 
     targets: dict[str, Call]
     clock: Clock
-    context: Context
     rests: bool
     min_sample_us: float
     inner: dict[str, int] = field(default_factory=dict)
     call_us: dict[str, float] = field(default_factory=dict)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
-    rested: bool = False
 
     def warm_up(self) -> None:
         """Run every target a few times, and find out how many calls make a sample."""
@@ -147,40 +144,34 @@ class _Session:
                 durations.append((self.clock.now_ns() - start) / 1e3)
             self.rest(0.0, sum(durations) / 1e6)
             self.call_us[name] = max(min(durations), 0.1)
-            wanted = math.ceil(self.min_sample_us / self.call_us[name])
-            self.inner[name] = 1 if self.context == "mixed" else wanted
+            self.inner[name] = math.ceil(self.min_sample_us / self.call_us[name])
             self.samples[name] = []
 
-    def burst(self, names: Sequence[str], round_index: int) -> None:
-        """Time calls that follow one another; they are kept or dropped together."""
-        # What ran before (a sleep, a bigger target) must not be charged to the first call.
-        if self.context == "steady" or names == [SENTINEL]:
-            self.targets[names[0]]()
-        elif self.rested:
-            self.targets[names[-1]]()
-        now, started, timed = self.clock.now_ns, self.clock.now_ns(), []
-        delay = self.clock.run_delay_ns()
-        for name in names:
-            call, inner = self.targets[name], self.inner[name]
-            start = now()
-            for _ in range(inner):
-                call()
-            timed.append((name, (now() - start) / inner))
-        delay = self.clock.run_delay_ns() - delay
-        total = sum(duration * self.inner[name] for name, duration in timed)
-        share = delay / max(total, 1.0)
-        for name, duration in timed:
-            self.samples[name].append(Sample(round_index, duration / 1e3, share))
-        self.rest(share, (now() - started) / 1e9)
+    def burst(self, name: str, round_index: int) -> None:
+        """Take one sample of a target."""
+        call, inner, now = self.targets[name], range(self.inner[name]), self.clock.now_ns
+        began = now()
+        # What ran before (a sleep, another target) must not be charged to the first calls.
+        for _ in range(2 if self.call_us[name] < SHORT_CALL_US else 1):
+            call()
+        delay, start = self.clock.run_delay_ns(), now()
+        for _ in inner:
+            call()
+        elapsed_ns = max(now() - start, 1)
+        share = (self.clock.run_delay_ns() - delay) / elapsed_ns
+        call_us = elapsed_ns / 1e3 / self.inner[name]
+        self.samples[name].append(Sample(round_index, call_us, share))
+        self.rest(share, (now() - began) / 1e9)
 
     def rest(self, share: float, elapsed_s: float) -> None:
         """Sleep as long as we ran at real-time priority; else only when others want to run.
 
         A thread that has slept is scheduled at once and then runs undisturbed for a while.
         """
-        self.rested = self.rests or share > MAX_DELAY_SHARE
-        if self.rested:
-            self.clock.sleep(elapsed_s if self.rests else min(elapsed_s, REST_AFTER_DISTURBANCE_S))
+        if self.rests:
+            self.clock.sleep(elapsed_s)
+        elif share > MAX_DELAY_SHARE:
+            self.clock.sleep(min(elapsed_s, REST_AFTER_DISTURBANCE_S))
 
 
 SENTINEL = "sentinel"
@@ -195,7 +186,6 @@ def time_interleaved(
     min_sample_ms: float = 1.0,
     time_budget_s: float | None = None,
     target_error: float = 0.0,
-    context: Context = "steady",
     realtime: bool = False,
     clock: Clock | None = None,
 ) -> dict[str, Timing]:
@@ -211,9 +201,6 @@ def time_interleaved(
             what the clock can resolve and shorter than a scheduler slice.
         time_budget_s: no more rounds are begun after it, but at least `MIN_ROUNDS`.
         target_error: stop when the mean relative standard error of the medians is below it.
-        context: ``"steady"`` repeats a target until its weights are in cache, as a network that
-            runs again and again has them; ``"mixed"`` times single calls between other targets,
-            as a part of a network runs between other parts.
         realtime: use `realtime_scheduling`, sleeping as long as it runs.
         clock: for tests.
 
@@ -233,12 +220,11 @@ def time_interleaved(
                 min_sample_ms=min_sample_ms,
                 time_budget_s=time_budget_s,
                 target_error=target_error,
-                context=context,
                 realtime=realtime,
                 clock=clock,
             )
     calls = {**targets, SENTINEL: sentinel.call}
-    session = _Session(calls, clock, context, realtime, min_sample_ms * 1e3)
+    session = _Session(calls, clock, realtime, min_sample_ms * 1e3)
     with torch.inference_mode(), no_garbage_collection():
         sentinel.call()
         _refresh(clock)
@@ -297,42 +283,16 @@ def _mean_error(session: _Session, names: Sequence[str]) -> float:
 
 
 def _one_round(session: _Session, names: list[str], index: int, rng: random.Random) -> None:
-    """Sample every name, and the sentinel in between."""
-    sample_us = {name: session.call_us[name] * session.inner[name] for name in session.targets}
-    total_us = sum(sample_us[name] for name in names)
-    least_us = MIN_SENTINELS * sample_us[SENTINEL] / SENTINEL_SHARE
-    passes = 1
-    if session.context == "mixed":
-        passes = min(max(1, math.ceil(least_us / total_us)), MAX_PASSES)
-    order = [name for _ in range(passes) for name in rng.sample(names, len(names))]
-    num_sentinels = max(
-        MIN_SENTINELS, round(SENTINEL_SHARE * passes * total_us / sample_us[SENTINEL])
-    )
-    for part in _split(order, num_sentinels):
-        session.burst([SENTINEL], index)
-        for burst in _bursts(part, sample_us, session):
-            session.burst(burst, index)
-    session.burst([SENTINEL], index)
-
-
-def _split(order: list[str], parts: int) -> list[list[str]]:
-    size = math.ceil(len(order) / parts)
-    return [order[begin : begin + size] for begin in range(0, len(order), size)]
-
-
-def _bursts(order: list[str], sample_us: Mapping[str, float], session: _Session) -> list[list[str]]:
-    """Join single calls into bursts of the wanted length; steady samples are one burst each."""
-    if session.context == "steady":
-        return [[name] for name in order]
-    bursts: list[list[str]] = [[]]
-    length_us = 0.0
-    for name in order:
-        if bursts[-1] and length_us + sample_us[name] > 2 * session.min_sample_us:
-            bursts.append([])
-            length_us = 0.0
-        bursts[-1].append(name)
-        length_us += sample_us[name]
-    return bursts
+    """Sample every name once, in a new order, and the sentinel in between."""
+    total_us = sum(session.call_us[name] * session.inner[name] for name in names)
+    sentinel_us = session.call_us[SENTINEL] * session.inner[SENTINEL]
+    num_sentinels = max(MIN_SENTINELS, round(SENTINEL_SHARE * total_us / sentinel_us))
+    every = math.ceil(len(names) / num_sentinels)
+    for position, name in enumerate(rng.sample(names, len(names))):
+        if position % every == 0:
+            session.burst(SENTINEL, index)
+        session.burst(name, index)
+    session.burst(SENTINEL, index)
 
 
 def _enough(session: _Session, name: str) -> bool:
@@ -368,7 +328,7 @@ def summarise(
     """Turn samples into a `Timing`; disturbed samples count only where too few others are left.
 
     Raises:
-        TooBusyError: when even the least disturbed samples were disturbed for most of their time.
+        TooBusyError: when no round has both a sample and a sentinel.
     """
     kept = sum(sample.delay_share <= MAX_DELAY_SHARE for sample in samples) / len(samples)
     rounds = len({sample.round for sample in samples})
@@ -380,9 +340,12 @@ def summarise(
         ratios = round_ratios(samples, sentinels, limit)
         limit *= 2
     if not ratios:
+        # A median over rounds of ratios taken side by side still says something; it is marked.
+        ratios = round_ratios(samples, sentinels, math.inf)
+    if not ratios:
         raise TooBusyError(
-            f"the machine is too busy to time anything: none of {len(samples)} samples ran "
-            "undisturbed; stop other programs and run the same command again"
+            "the machine is too busy to time anything: no round of samples was finished; stop "
+            "other programs and run the same command again"
         )
     ratio = statistics.median(ratios)
     return Timing(ratio, ratio * reference_us, _spread(ratios), len(ratios), kept, reliable)

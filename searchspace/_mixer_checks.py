@@ -44,7 +44,9 @@ def check_steps(spec: Spec) -> None:
         expected = block(x_BTD)
         for split in SPLITS:
             state: Any = block.init_state(x_BTD.shape[0], NUM_TOKENS)
-            out = torch.cat([block(part, state) for part in torch.split(x_BTD, split, dim=1)], dim=1)
+            out = torch.cat(
+                [block(part, state) for part in torch.split(x_BTD, list(split), dim=1)], dim=1
+            )
             what = f"calls of {split[:9]} tokens{' in real int8' if packed else ''}"
             require_close(out, expected, bound_of(spec), what)
             require(state.length == NUM_TOKENS, f"{what}: the state counts {state.length} tokens")
@@ -57,7 +59,7 @@ def check_state_size(spec: Spec) -> None:
     state = block.init_state(2, NUM_TOKENS)
     made = state_bytes([state])
     require(made > 0, "the state has no tensors")
-    for part in torch.split(make_input(), (40, 1, 30), dim=1):
+    for part in torch.split(make_input(), [40, 1, 30], dim=1):
         block(part, state)
         require(state_bytes([state]) == made, f"the state grew from {made} bytes")
     doubled = state_bytes([block.init_state(4, NUM_TOKENS)])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -69,15 +69,14 @@ class LayerArch:
         for field in ("mixer_precision", "ffn_precision"):
             if getattr(self, field) not in PRECISIONS:
                 raise unknown(field, getattr(self, field), PRECISIONS)
-        if self.intermediate_size < 0:
-            raise UserError(
-                f"intermediate_size={self.intermediate_size} is negative; "
-                "choose 0 (no FFN) or a width"
-            )
+        for field in ("num_heads", "num_kv_heads", "intermediate_size"):
+            _check_whole(field, getattr(self, field), minimum=0)
         self._canonicalise_mixer()
         self._canonicalise_ffn()
         if self.skip:
             self._set(norm=ABSENT)
+        elif self.norm == ABSENT:
+            raise UserError(f"norm='none' in a layer that is not skipped; choose {_either(NORMS)}")
 
     def _set(self, **values: object) -> None:
         for name, value in values.items():
@@ -129,8 +128,10 @@ class LayerArch:
         """Build from `to_dict`'s form.
 
         Raises:
-            UserError: for an unknown key.
+            UserError: for an unknown key, or what is no mapping.
         """
+        if not isinstance(values, Mapping):
+            raise UserError(f"a layer is a mapping of its fields, not {values!r:.40}")
         values = dict(values)
         if values.pop("skip", False):
             return cls()
@@ -138,8 +139,17 @@ class LayerArch:
         for name in values:
             if name not in known:
                 raise unknown("layer field", name, [*known, "skip"])
-        options = tuple(sorted(dict(values.pop("mixer_options", {})).items()))
-        return cls(**values, mixer_options=options)
+        return cls(**values)
+
+
+def _check_whole(field: str, value: object, minimum: int) -> None:
+    # A bool or a whole float would compare equal to the int, but have another text and so id.
+    if type(value) is not int or value < minimum:
+        raise UserError(f"{field}={value!r} must be a whole number of at least {minimum}")
+
+
+def _either(choices: Iterable[str]) -> str:
+    return " or ".join(map(repr, choices))
 
 
 def _canonical_options(mixer: str, options: Options | Mapping[str, Any]) -> Options:
@@ -147,12 +157,17 @@ def _canonical_options(mixer: str, options: Options | Mapping[str, Any]) -> Opti
     from searchspace.mixers import MIXERS
 
     defaults = MIXERS[mixer].options
-    given = dict(options)
+    try:
+        given = dict(options)
+    except (TypeError, ValueError):
+        raise UserError(f"mixer_options={options!r:.40} is no mapping of options") from None
     for name in given:
         if name not in defaults:
             if not defaults:
                 raise UserError(f"mixer {mixer!r} has no options, but {name!r} was given")
             raise unknown(f"option of mixer {mixer!r}", name, defaults)
+        if isinstance(defaults[name], int):
+            _check_whole(f"{mixer}.{name}", given[name], minimum=1)
     return tuple(sorted({**defaults, **given}.items()))
 
 
@@ -176,9 +191,9 @@ class Arch:
     layers: tuple[LayerArch, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
         for field in ("d_model", "head_dim", "vocab_size"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field}={getattr(self, field)} must be at least 1")
+            _check_whole(field, getattr(self, field), minimum=1)
         if self.head_dim % 2:
             raise UserError(f"head_dim={self.head_dim} must be even (rotary positions pair it up)")
 
@@ -213,12 +228,18 @@ class Arch:
             UserError: for a missing or unknown field, or a layer that is wrong (its slot is named).
         """
         known = ("d_model", "head_dim", "vocab_size", "layers")
+        if not isinstance(values, Mapping):
+            raise UserError(f"an arch is a mapping with {', '.join(known)}, not {values!r:.40}")
         for name in values:
             if name not in known:
                 raise unknown("arch field", name, known)
         for name in known:
             if name not in values:
                 raise UserError(f"arch field {name!r} is missing; an arch has {', '.join(known)}")
+        if not isinstance(values["layers"], list | tuple):
+            raise UserError(
+                f"arch field 'layers' is a list of layers, not {values['layers']!r:.40}"
+            )
         layers = []
         for slot, layer in enumerate(values["layers"]):
             try:
@@ -229,8 +250,16 @@ class Arch:
 
     @classmethod
     def from_json(cls, text: str) -> Arch:
-        """Build from `to_json`'s form."""
-        return cls.from_dict(json.loads(text))
+        """Build from `to_json`'s form.
+
+        Raises:
+            UserError: as `from_dict`, and for text that is not JSON.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"the text of an arch is not JSON: {error}") from None
+        return cls.from_dict(values)
 
     def named_sub_blocks(self) -> Iterator[tuple[int, SubBlockSpec]]:
         """Yield (slot, spec) of every residual sub-block that is there, in order."""

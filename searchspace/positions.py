@@ -5,25 +5,22 @@ Shapes: B batch, H heads, T tokens, K head width.
 
 from __future__ import annotations
 
-import functools
-
 import torch
+from nas_kernels.constants import cached_constant
 from torch import Tensor
 
 THETA = 10_000.0
 
 
-@functools.lru_cache(maxsize=32)
+@cached_constant
 def _rope_table(head_dim: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    # Built outside inference mode so that a table made while measuring can be used in training.
-    with torch.inference_mode(False):
-        inverse_K = THETA ** (-torch.arange(0, head_dim, 2, device=device) / head_dim)
-        angle_TK = torch.arange(length, device=device)[:, None] * inverse_K
-        angle_TK = torch.cat([angle_TK, angle_TK], dim=1)
-        sin_TK = angle_TK.sin()
-        # The sign of rotate-half is folded into the table: it saves a negation per call.
-        sin_TK[:, : head_dim // 2].neg_()
-        return angle_TK.cos(), sin_TK
+    inverse_K = THETA ** (-torch.arange(0, head_dim, 2, device=device) / head_dim)
+    angle_TK = torch.arange(length, device=device)[:, None] * inverse_K
+    angle_TK = torch.cat([angle_TK, angle_TK], dim=1)
+    sin_TK = angle_TK.sin()
+    # The sign of rotate-half is folded into the table: it saves a negation per call.
+    sin_TK[:, : head_dim // 2].neg_()
+    return angle_TK.cos(), sin_TK
 
 
 def apply_rope(x_BHTK: Tensor, start: int) -> Tensor:

@@ -8,35 +8,19 @@ genotypes of the same function to the same row.
 from __future__ import annotations
 
 import math
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from searchspace.arch import Arch, LayerArch
+from searchspace.canonical import Genotypes, canonicalise
 from searchspace.errors import UserError, unknown
+from searchspace.space_files import read_space, space_arguments, space_to_dict
 from searchspace.specs import ABSENT, SubBlockSpec
-
-Genotypes = NDArray[np.int64]
-PRESETS = Path(__file__).parent / "presets"
-LAYER_GENES = (
-    "skip",
-    "mixer",
-    "heads",
-    "position",
-    "mixer_precision",
-    "ffn",
-    "intermediate_size",
-    "ffn_precision",
-    "norm",
-)
-MIXER_GENES = ("heads", "position", "mixer_precision")
-FFN_GENES = ("ffn", "ffn_precision")
 
 
 @dataclass(frozen=True)
@@ -76,6 +60,9 @@ class SearchSpace:
     norm: tuple[str, ...] = ("rmsnorm",)
 
     def __post_init__(self) -> None:
+        for field in ("num_layers", "min_depth"):
+            if type(getattr(self, field)) is not int:
+                raise UserError(f"{field}={getattr(self, field)!r} must be a whole number")
         if not 1 <= self.min_depth <= self.num_layers:
             raise UserError(
                 f"min_depth={self.min_depth} must lie between 1 and num_layers={self.num_layers}"
@@ -129,62 +116,23 @@ class SearchSpace:
         return {name: choices for name, choices in genes.items() if len(choices) > 1}
 
     @cached_property
-    def _column(self) -> dict[str, int]:
+    def columns(self) -> dict[str, int]:
+        """Column of every gene in a genotype."""
         return {name: column for column, name in enumerate(self.genes)}
 
     def indices(self, genotypes: Genotypes, name: str) -> Genotypes:
         """Return a gene's indices, zeros where it has only one choice."""
-        column = self._column.get(name)
+        column = self.columns.get(name)
         if column is None:
             return np.zeros(len(genotypes), dtype=np.int64)
-        return genotypes[:, column]
-
-    def _clear(self, genotypes: Genotypes, names: Iterable[str], rows: NDArray[np.bool_]) -> None:
-        for name in names:
-            if name in self._column:
-                genotypes[rows, self._column[name]] = 0
+        return np.asarray(genotypes[:, column])
 
     def canonical(self, genotypes: Genotypes) -> Genotypes:
         """Return a copy with every gene that does not count set to 0, and enough layers.
 
         Where fewer than `min_depth` slots are active, leading slots are switched on.
         """
-        out = np.array(genotypes, dtype=np.int64, copy=True)
-        for slot in range(self.num_layers):
-            self._canonical_slot(out, slot)
-        self._repair_depth(out)
-        return out
-
-    def _canonical_slot(self, out: Genotypes, slot: int) -> None:
-        from searchspace.mixers import MIXERS
-
-        prefix = f"layers.{slot}."
-        mixer = self.indices(out, prefix + "mixer")
-        skip = self.indices(out, prefix + "skip") == 1
-        no_ffn = np.asarray(self.intermediate_size)[self.indices(out, prefix + "intermediate_size")] == 0
-        no_mixer = np.zeros(len(out), dtype=bool)
-        for index, (name, _) in enumerate(self.mixers.items()):
-            chosen = mixer == index
-            others = [key for key in self.mixer_options() if not key.startswith(name + ".")]
-            self._clear(out, [prefix + key for key in others], chosen)
-            if name == ABSENT:
-                no_mixer = chosen
-                self._clear(out, [prefix + key for key in MIXER_GENES], chosen)
-            elif not set(self.position) <= set(MIXERS[name].positions):
-                self._clear(out, [prefix + "position"], chosen)
-        self._clear(out, [prefix + key for key in FFN_GENES], no_ffn)
-        skip |= no_mixer & no_ffn
-        self._clear(out, [prefix + key for key in self.layer_choices()], skip)
-        if prefix + "skip" in self._column:
-            out[skip, self._column[prefix + "skip"]] = 1
-
-    def _repair_depth(self, out: Genotypes) -> None:
-        if "layers.0.skip" not in self._column:
-            return
-        columns = [self._column[f"layers.{slot}.skip"] for slot in range(self.num_layers)]
-        for column in columns:
-            missing = (out[:, columns] == 0).sum(axis=1) < self.min_depth
-            out[missing & (out[:, column] == 1), column] = 0
+        return canonicalise(self, genotypes)
 
     # ---- archs ---------------------------------------------------------------------------
 
@@ -203,7 +151,7 @@ class SearchSpace:
             )
         row = self.canonical(row[None])[0]
         layers = tuple(self._decode_layer(row, slot) for slot in range(self.num_layers))
-        d_model = self.d_model[row[self._column["d_model"]] if "d_model" in self._column else 0]
+        d_model = self.d_model[row[self.columns["d_model"]] if "d_model" in self.columns else 0]
         return Arch(d_model, self.head_dim, self.vocab_size, layers)
 
     def _decode_layer(self, row: Genotypes, slot: int) -> LayerArch:
@@ -239,27 +187,50 @@ class SearchSpace:
         Raises:
             UserError: naming the field that the space does not offer.
         """
-        if len(arch.layers) != self.num_layers:
-            raise UserError(
-                f"the arch has {len(arch.layers)} layer slots, space {self.name!r} has "
-                f"{self.num_layers}"
-            )
+        self._check_fixed(arch)
         values: dict[str, Any] = {"d_model": arch.d_model}
         for slot, layer in enumerate(arch.layers):
             for gene, value in self._layer_values(layer).items():
                 values[f"layers.{slot}.{gene}"] = value
-        return self.canonical(self.to_genotypes([values]))[0]
+        row: Genotypes = self.canonical(self.to_genotypes([values]))[0]
+        for slot, layer in enumerate(arch.layers):
+            # What no gene stands for, such as the only position offered, could differ unnoticed.
+            offered = self._decode_layer(row, slot)
+            if layer != offered:
+                raise UserError(
+                    f"layers[{slot}] is not in space {self.name!r}: the nearest it offers is "
+                    f"{offered.to_dict()}"
+                )
+        return row
+
+    def _check_fixed(self, arch: Arch) -> None:
+        for field, given, fixed in (
+            ("layer slots", len(arch.layers), self.num_layers),
+            ("head_dim", arch.head_dim, self.head_dim),
+            ("vocab_size", arch.vocab_size, self.vocab_size),
+        ):
+            if given != fixed:
+                raise UserError(
+                    f"the arch has {field}={given}, all of space {self.name!r} have {fixed}; "
+                    "choose an arch of the space"
+                )
+        if arch.depth < self.min_depth:
+            raise UserError(
+                f"the arch has depth {arch.depth}, below min_depth={self.min_depth} of space "
+                f"{self.name!r}; skip fewer layers"
+            )
 
     def _layer_values(self, layer: LayerArch) -> dict[str, Any]:
         if layer.skip:
-            return {"skip": True} if self.min_depth < self.num_layers else {"mixer": ABSENT}
+            return {"skip": True}
         values: dict[str, Any] = {"mixer": layer.mixer, "norm": layer.norm}
         values["intermediate_size"] = layer.intermediate_size
         if layer.mixer != ABSENT:
             values["heads"] = f"{layer.num_heads}x{layer.num_kv_heads}"
             values["position"] = layer.position
             values["mixer_precision"] = layer.mixer_precision
-            values |= {f"{layer.mixer}.{name}": value for name, value in layer.mixer_options}
+            listed = self.mixers.get(layer.mixer, {})
+            values |= {f"{layer.mixer}.{k}": v for k, v in layer.mixer_options if k in listed}
         if layer.intermediate_size:
             values["ffn"], values["ffn_precision"] = layer.ffn, layer.ffn_precision
         return values
@@ -282,8 +253,8 @@ class SearchSpace:
                         f"{name}={value!r} is not in space {self.name!r}; choose one of "
                         f"{', '.join(map(str, choices)) or 'its own fields'}"
                     )
-                if name in self._column:
-                    out[row, self._column[name]] = choices.index(value)
+                if name in self.columns:
+                    out[row, self.columns[name]] = choices.index(value)
         return out
 
     def to_params(self, genotypes: Genotypes) -> list[dict[str, Any]]:
@@ -311,15 +282,24 @@ class SearchSpace:
         Args:
             choices: `d_model`, `depth`, and values of layer genes (`mixer="softmax"`,
                 `heads="6x2"`, ...); what is not given takes the largest arch's value.
+
+        Raises:
+            UserError: for an unknown gene, or a value the space does not offer.
         """
         d_model = choices.pop("d_model", max(self.d_model))
         depth = choices.pop("depth", self.num_layers)
+        if not self.min_depth <= depth <= self.num_layers:
+            raise UserError(
+                f"depth={depth} is not in space {self.name!r}; choose {self.min_depth} to "
+                f"{self.num_layers}"
+            )
         base = self._default_choice(max(self.heads), max(self.intermediate_size))
         for name in choices:
             if name not in base:
                 raise unknown("gene", name, base)
-        layer = self.layer({**base, **choices})
-        return self._stack(d_model, layer, depth)
+        arch = self._stack(d_model, self.layer({**base, **choices}), depth)
+        self.encode(arch)
+        return arch
 
     def _default_choice(self, heads: tuple[int, int], size: int) -> dict[str, Any]:
         first = {gene: choices[0] for gene, choices in self.layer_choices().items()}
@@ -350,7 +330,7 @@ class SearchSpace:
                 alpha = np.array([1.5, 1.0]) if gene == "skip" else np.ones(len(choices))
                 shares[gene] = rng.dirichlet(alpha, size=num).cumsum(axis=1)
             draw = rng.random((num, 1))
-            out[:, self._column[name]] = (draw > shares[gene][:, :-1]).sum(axis=1)
+            out[:, self.columns[name]] = (draw > shares[gene][:, :-1]).sum(axis=1)
         return self.canonical(out)
 
     def sample(self, rng: np.random.Generator) -> Arch:
@@ -395,10 +375,11 @@ class SearchSpace:
         without_ffn = 0 in self.intermediate_size
         active = (mixers + without_mixer) * (ffns + without_ffn) - (without_mixer and without_ffn)
         active *= len(self.norm)
-        return len(self.d_model) * sum(
+        stacks: int = sum(
             math.comb(self.num_layers, depth) * active**depth
             for depth in range(self.min_depth, self.num_layers + 1)
         )
+        return len(self.d_model) * stacks
 
     def _positions(self, mixer: str) -> tuple[str, ...]:
         from searchspace.mixers import MIXERS
@@ -420,64 +401,16 @@ class SearchSpace:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready form, which `from_dict` reads."""
-        layers = {
-            "mixer": {name: {k: list(v) for k, v in o.items()} for name, o in self.mixers.items()},
-            "heads": [list(pair) for pair in self.heads],
-            **{
-                key: list(getattr(self, key))
-                for key in (
-                    "position", "mixer_precision", "ffn", "intermediate_size", "ffn_precision",
-                    "norm",
-                )
-            },
-        }  # fmt: skip
-        return {
-            "name": self.name,
-            "d_model": list(self.d_model),
-            "head_dim": self.head_dim,
-            "num_layers": self.num_layers,
-            "min_depth": self.min_depth,
-            "layers": layers,
-        }
+        return space_to_dict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], vocab_size: int) -> SearchSpace:
         """Build a space from the form a preset's TOML file has.
 
         Raises:
-            UserError: for a missing or unknown key, with the nearest known one.
+            UserError: for a missing or unknown key, with the nearest known one, or a wrong value.
         """
-        top = ("name", "d_model", "head_dim", "num_layers", "min_depth", "layers")
-        for key in values:
-            if key not in top:
-                raise unknown("key of a search space", key, top)
-        for key in ("d_model", "head_dim", "num_layers", "layers"):
-            if key not in values:
-                raise UserError(f"the search space lacks {key!r}; it has {', '.join(top)}")
-        layers = dict(values["layers"])
-        known = ("mixer", *(gene for gene in LAYER_GENES if gene not in ("skip", "mixer")))
-        for key in layers:
-            if key not in known:
-                raise unknown("key of [layers]", key, known)
-        for key in ("mixer", "heads", "intermediate_size"):
-            if key not in layers:
-                raise UserError(f"the search space lacks [layers] {key!r}")
-        mixers = {
-            name: {option: tuple(choices) for option, choices in options.items()}
-            for name, options in layers.pop("mixer").items()
-        }
-        heads = tuple((int(q), int(kv)) for q, kv in layers.pop("heads"))
-        return cls(
-            name=values.get("name", "custom"),
-            vocab_size=vocab_size,
-            d_model=tuple(values["d_model"]),
-            head_dim=values["head_dim"],
-            num_layers=values["num_layers"],
-            min_depth=values.get("min_depth", 1),
-            mixers=mixers,
-            heads=heads,
-            **{key: tuple(choices) for key, choices in layers.items()},
-        )
+        return cls(vocab_size=vocab_size, **space_arguments(values))
 
     @classmethod
     def load(cls, preset: str, vocab_size: int) -> SearchSpace:
@@ -486,14 +419,4 @@ class SearchSpace:
         Raises:
             UserError: when there is no such preset or file, or it is not valid.
         """
-        path = Path(preset) if preset.endswith(".toml") else PRESETS / f"{preset}.toml"
-        if not path.is_file():
-            if preset.endswith(".toml"):
-                raise UserError(f"no search space file {preset!r}; give a preset name or a path")
-            raise unknown("preset", preset, (p.stem for p in PRESETS.glob("*.toml")))
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise UserError(f"{path.name} is not valid TOML: {error}") from None
-        return cls.from_dict({"name": path.stem, **values}, vocab_size)
-
+        return cls.from_dict(read_space(preset), vocab_size)

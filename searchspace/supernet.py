@@ -94,7 +94,7 @@ class Supernet:
         return leaf
 
     def start_step(self) -> None:
-        """Forget all gradients; call before the first `backward` of a step."""
+        """Forget all gradients; call before the first `view` of a step."""
         for grad in self._grads.values():
             grad.zero_()
         self._touched.clear()

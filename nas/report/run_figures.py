@@ -46,7 +46,7 @@ def hypervolume_curve(values: Sequence[float]) -> Markup:
         )
         ax.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         ax.margins(y=0.12)
-        ax.set_xlabel("evaluations")
+        ax.set_xlabel("evaluations (complete and feasible)")
         ax.set_ylabel("hypervolume (search values)")
 
     return draw("hv-curve", "Hypervolume over evaluations", paint, 3.2)

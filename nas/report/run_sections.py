@@ -23,7 +23,8 @@ from nas.report.summary import verdict, volumes, workload_words
 
 def search_section(data: RunData) -> Markup:
     """Return hypervolume over evaluations, and the groups' final hypervolumes."""
-    curve = [value for value in map(finite, data.search.get("hypervolume") or ()) if value]
+    volumes_so_far = map(finite, data.search.get("hypervolume") or ())
+    curve = [value for value in volumes_so_far if value is not None]
     found = volumes(data)
     if not curve and not found:
         return tag("p", "No search has been run yet, so there is no hypervolume to show.")
@@ -69,10 +70,12 @@ def _search_words(data: RunData) -> str:
         return "The record of single evaluations is not in this folder."
     failed = sum(trial.get("state") == "failed" for trial in trials)
     seconds = sum(finite(trial.get("seconds")) or 0.0 for trial in trials)
+    objectives = ", ".join(str(name) for name in data.search.get("objectives") or ())
+    constraints = ", ".join(str(text) for text in data.search.get("constraints") or ())
     return (
         f"Sampler {data.search.get('sampler', 'unknown')}: {len(trials)} evaluations, "
-        f"{failed} of them failed, {number(seconds)} s in all; minimised: "
-        f"{', '.join(str(name) for name in data.search.get('objectives') or ())}."
+        f"{failed} of them failed, {number(seconds)} s in all; minimised: {objectives}; "
+        f"constraints: {constraints or 'none'}."
     )
 
 

@@ -6,11 +6,11 @@ N blocks of W tokens.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from nas_kernels.constants import cached_constant
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -106,7 +106,7 @@ def window_attention(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int
     return _block_banded(q_BHTK, k_BGTK, v_BGTK, window)
 
 
-@functools.lru_cache(maxsize=64)
+@cached_constant
 def _band_mask(
     num_queries: int, num_keys: int, start: int, window: int, device: torch.device
 ) -> Tensor:
@@ -142,7 +142,7 @@ def _block_banded(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int) -
     return out.reshape(batch, heads, num_blocks * window, dim)[:, :, :tokens]
 
 
-@functools.lru_cache(maxsize=64)
+@cached_constant
 def _block_mask(num_blocks: int, window: int, device: torch.device) -> Tensor:
     """Return (N, 1, W, 2W); the first block has no previous one."""
     mask = _band_mask(window, 2 * window, window, window, device).repeat(num_blocks, 1, 1, 1)

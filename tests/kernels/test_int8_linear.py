@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from nas_kernels.int8_linear import (
     fake_quantize_activations,
     fake_quantize_weight,
@@ -9,7 +11,6 @@ from nas_kernels.int8_linear import (
     quantize_activations,
     quantize_weight,
 )
-from torch import Tensor
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

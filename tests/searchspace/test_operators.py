@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ class Acausal(LinearAttention):
 
 
 class WrongAxes(LinearAttention):
-    axes = {**ATTENTION_AXES, "k_proj.weight": ("num_heads*head_dim", "d_model")}
+    axes: ClassVar = {**ATTENTION_AXES, "k_proj.weight": ("num_heads*head_dim", "d_model")}
 
 
 class UndeclaredParameter(LinearAttention):
@@ -49,11 +49,11 @@ class UndeclaredParameter(LinearAttention):
 
 
 class DeadParameter(UndeclaredParameter):
-    axes = {**ATTENTION_AXES, "extra": ("three",)}
+    axes: ClassVar = {**ATTENTION_AXES, "extra": ("three",)}
 
 
 class ForgottenReset(LinearAttention):
-    axes = {**ATTENTION_AXES, "scale": ("one",)}
+    axes: ClassVar = {**ATTENTION_AXES, "scale": ("one",)}
 
     def __init__(self, spec: MixerSpec) -> None:
         super().__init__(spec)
@@ -86,7 +86,7 @@ class StateOfMaxTokens(LinearAttention):
 
 
 class WrongSize(LinearAttention):
-    axes = {**ATTENTION_AXES, "mix": ("num_heads*num_kv_heads",)}
+    axes: ClassVar = {**ATTENTION_AXES, "mix": ("num_heads*num_kv_heads",)}
 
     def __init__(self, spec: MixerSpec) -> None:
         super().__init__(spec)
@@ -129,7 +129,7 @@ class LooksAtNeighbours(FFN):
 
 
 class UnusedGate(FFN):
-    axes = {**FFN.axes, "gate_proj.weight": ("intermediate_size", "d_model")}
+    axes: ClassVar = {**FFN.axes, "gate_proj.weight": ("intermediate_size", "d_model")}
 
     def __init__(self, spec: FFNSpec) -> None:
         super().__init__(spec)
@@ -175,13 +175,8 @@ class NormOverTokens(RMSNorm):
 
 def test_broken_norms_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NORMS, "over_tokens", NormOverTokens)
-    with pytest.raises(AssertionError, match="check_causal fails .*over_tokens"):
+    with pytest.raises(AssertionError, match=r"check_causal fails .*over_tokens"):
         check_operator("over_tokens")
-
-
-# ---- against slow references: one query at a time, in float64 --------------------------------
-
-Reference = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 def build(

@@ -6,11 +6,11 @@ K key width, V value width.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from nas_kernels.constants import cached_constant
 
 # exp(-cumulative decay) must stay inside fp32: 32 tokens at MIN_LOG_DECAY give exp(64) = 6e27.
 CHUNK = 64
@@ -18,7 +18,7 @@ CHUNK_WITH_DECAY = 32
 MIN_LOG_DECAY = -2.0
 
 
-@functools.lru_cache(maxsize=16)
+@cached_constant
 def _causal_mask(chunk: int, repeats: int, device: torch.device) -> Tensor:
     mask_CC = torch.ones(chunk, chunk, dtype=torch.bool, device=device).triu_(1)
     return mask_CC.repeat(repeats, 1)

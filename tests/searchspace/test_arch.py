@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from searchspace.arch import Arch, LayerArch
+from searchspace.errors import UserError, unknown
+from searchspace.specs import EndsSpec, FFNSpec, MixerSpec
+
+SOFTMAX = LayerArch(
+    mixer="softmax", num_heads=4, num_kv_heads=2, position="rope", ffn="gelu", intermediate_size=24
+)
+WINDOW = replace(SOFTMAX, mixer="sliding_window", mixer_options={"window": 16})
+SKIPPED = LayerArch()
+
+
+def make_arch(*layers: LayerArch, **fields: int) -> Arch:
+    return Arch(**{"d_model": 16, "head_dim": 4, "vocab_size": 7, **fields}, layers=layers)
+
+
+class TestCanonicalForm:
+    @pytest.mark.parametrize(
+        ("layer", "ignored"),
+        [
+            (replace(SOFTMAX, mixer="none"), {"num_heads": 6, "num_kv_heads": 5}),
+            (replace(SOFTMAX, mixer="none"), {"position": "rope", "mixer_precision": "int8"}),
+            (replace(SOFTMAX, mixer="none"), {"mixer_options": {"window": 3}}),
+            (replace(SOFTMAX, intermediate_size=0), {"ffn": "swiglu", "ffn_precision": "int8"}),
+            (replace(SOFTMAX, mixer="linear_elu"), {"position": "rope"}),
+            (SKIPPED, {"norm": "layernorm", "position": "rope", "ffn": "gelu", "num_heads": 3}),
+            (replace(SOFTMAX, mixer="sliding_window"), {"mixer_options": {"window": 64}}),
+        ],
+    )
+    def test_what_does_not_count_does_not_show(
+        self, layer: LayerArch, ignored: dict[str, Any]
+    ) -> None:
+        other = replace(layer, **ignored)
+        assert other == layer
+        assert hash(other) == hash(layer)
+        assert make_arch(other).id == make_arch(layer).id
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"num_heads": 2},
+            {"num_kv_heads": 4},
+            {"position": "nope"},
+            {"mixer_precision": "int8"},
+            {"ffn": "relu2"},
+            {"intermediate_size": 8},
+            {"ffn_precision": "int8"},
+            {"norm": "layernorm"},
+            {"mixer": "gla"},
+            {"mixer": "none"},
+        ],
+    )
+    def test_what_counts_shows(self, change: dict[str, Any]) -> None:
+        other = replace(SOFTMAX, **change)
+        assert other != SOFTMAX
+        assert make_arch(other).id != make_arch(SOFTMAX).id
+
+    def test_slots_and_sizes_count(self) -> None:
+        archs = [
+            make_arch(SOFTMAX, WINDOW),
+            make_arch(WINDOW, SOFTMAX),
+            make_arch(SOFTMAX, WINDOW, SKIPPED),
+            make_arch(SOFTMAX, SKIPPED, WINDOW),
+            make_arch(SOFTMAX, WINDOW, d_model=32),
+            make_arch(SOFTMAX, WINDOW, vocab_size=8),
+            make_arch(SOFTMAX, WINDOW, head_dim=8),
+        ]
+        assert len({arch.id for arch in archs}) == len(archs)
+
+    def test_a_slot_without_both_halves_is_skipped(self) -> None:
+        empty = replace(SOFTMAX, mixer="none", intermediate_size=0)
+        assert empty.skip
+        assert empty == SKIPPED
+        assert make_arch(empty, SOFTMAX).depth == 1
+
+    def test_options_in_any_order_or_form(self) -> None:
+        assert replace(WINDOW, mixer_options=(("window", 16),)) == WINDOW
+        assert dict(WINDOW.mixer_options) == {"window": 16}
+
+    def test_layers_may_be_a_list(self) -> None:
+        listed = Arch(16, 4, 7, [SOFTMAX, SKIPPED])  # type: ignore[arg-type]
+        assert listed == make_arch(SOFTMAX, SKIPPED)
+        assert hash(listed) == hash(make_arch(SOFTMAX, SKIPPED))
+
+
+class TestJson:
+    def test_round_trip(self) -> None:
+        arch = make_arch(SOFTMAX, SKIPPED, WINDOW)
+        again = Arch.from_json(arch.to_json())
+        assert again == arch
+        assert again.id == arch.id
+        assert json.loads(arch.to_json())["layers"][1] == {"skip": True}
+
+    def test_the_id_does_not_change_between_versions(self) -> None:
+        # Run folders and exported networks are named by it.
+        assert make_arch(SOFTMAX, SKIPPED, WINDOW).id == "88df5a05a0"
+
+    @pytest.mark.parametrize(
+        ("text", "sentence"),
+        [
+            ("{", "is not JSON"),
+            ("[1]", "an arch is a mapping with d_model"),
+            ('{"d_modle": 1}', "unknown arch field 'd_modle': did you mean 'd_model'"),
+            ('{"d_model": 1}', "arch field 'head_dim' is missing"),
+            ('{"d_model": 1, "head_dim": 2, "vocab_size": 3, "layers": 5}', "a list of layers"),
+            (
+                '{"d_model": 1, "head_dim": 2, "vocab_size": 3, "layers": [5]}',
+                r"layers\[0\]: a layer",
+            ),
+            (
+                '{"d_model": 1, "head_dim": 2, "vocab_size": 3, "layers": [{"mixr": "gla"}]}',
+                r"layers\[0\]: unknown layer field 'mixr': did you mean 'mixer'",
+            ),
+            (
+                '{"d_model": "1", "head_dim": 2, "vocab_size": 3, "layers": []}',
+                "d_model='1' must be",
+            ),
+        ],
+    )
+    def test_foreign_text(self, text: str, sentence: str) -> None:
+        with pytest.raises(UserError, match=sentence):
+            Arch.from_json(text)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("change", "sentence"),
+        [
+            ({"mixer": "sotfmax"}, "unknown mixer 'sotfmax': did you mean 'softmax'"),
+            ({"ffn": "geglu"}, "unknown ffn 'geglu'"),
+            ({"norm": "rms"}, "unknown norm 'rms': did you mean 'rmsnorm'"),
+            ({"norm": "none"}, "norm='none' in a layer that is not skipped; choose 'rmsnorm' or"),
+            ({"position": "rop"}, "unknown position 'rop'"),
+            ({"mixer_precision": "int4"}, "unknown mixer_precision 'int4'"),
+            ({"ffn_precision": "fp16"}, "unknown ffn_precision 'fp16'"),
+            ({"num_kv_heads": 3}, "num_kv_heads=3 does not divide num_heads=4; choose 1 or 2 or 4"),
+            ({"num_heads": 0}, "at least one head"),
+            ({"num_heads": "4"}, "num_heads='4' must be a whole number"),
+            ({"num_heads": 4.0}, "num_heads=4.0 must be a whole number"),
+            (
+                {"intermediate_size": -1},
+                "intermediate_size=-1 must be a whole number of at least 0",
+            ),
+            ({"ffn": "none"}, "ffn='none' with intermediate_size=24"),
+            ({"mixer_options": {"window": 3}}, "'softmax' has no options, but 'window' was given"),
+            ({"mixer_options": 3}, "mixer_options=3 is no mapping"),
+        ],
+    )
+    def test_layer(self, change: dict[str, Any], sentence: str) -> None:
+        with pytest.raises(UserError, match=sentence):
+            replace(SOFTMAX, **change)
+
+    @pytest.mark.parametrize("window", [0, -1, 16.0, "16", True])
+    def test_window(self, window: Any) -> None:
+        with pytest.raises(UserError, match=r"sliding_window.window=.* must be a whole number"):
+            replace(WINDOW, mixer_options={"window": window})
+
+    def test_option_name(self) -> None:
+        with pytest.raises(UserError, match="'sliding_window' 'windw': did you mean 'window'"):
+            replace(WINDOW, mixer_options={"windw": 3})
+
+    @pytest.mark.parametrize("field", ["d_model", "head_dim", "vocab_size"])
+    def test_sizes(self, field: str) -> None:
+        with pytest.raises(UserError, match=f"{field}=0 must be a whole number of at least 1"):
+            make_arch(SOFTMAX, **{field: 0})
+
+    def test_odd_heads(self) -> None:
+        with pytest.raises(UserError, match="head_dim=3 must be even"):
+            make_arch(SOFTMAX, head_dim=3)
+
+    def test_unknown_without_a_near_name(self) -> None:
+        assert str(unknown("thing", "xyz", ["b", "a"])) == "unknown thing 'xyz': choose one of a, b"
+
+
+class TestSubBlocks:
+    def test_what_a_latency_table_sums_over(self) -> None:
+        arch = make_arch(SOFTMAX, SKIPPED, replace(WINDOW, intermediate_size=0))
+        mixer = MixerSpec(16, "softmax", 4, 2, 4, "rope")
+        window = MixerSpec(16, "sliding_window", 4, 2, 4, "rope", options=(("window", 16),))
+        assert list(arch.named_sub_blocks()) == [
+            (0, mixer), (0, FFNSpec(16, "gelu", 24)), (2, window),
+        ]  # fmt: skip
+        assert arch.sub_blocks()[-1] == EndsSpec(16, 7)
+
+    def test_keys_are_unique(self) -> None:
+        specs = {
+            spec
+            for norm in ("rmsnorm", "layernorm")
+            for precision in ("fp32", "int8")
+            for layer in (SOFTMAX, WINDOW, replace(WINDOW, mixer_options={"window": 8}))
+            for spec in make_arch(
+                replace(layer, norm=norm, mixer_precision=precision, ffn_precision=precision)
+            ).sub_blocks()
+        }
+        assert len({spec.key for spec in specs}) == len(specs) == 17
