@@ -1,4 +1,4 @@
-"""What timing needs from the system: time, how long threads waited for a processor, and priority."""
+"""What timing needs from the system: time, how long threads had to wait, and priority."""
 
 from __future__ import annotations
 

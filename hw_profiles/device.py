@@ -105,7 +105,13 @@ class Device:
                 f"device description has missing or unknown fields ({', '.join(wrong)}); "
                 "it was written by another version, so profile again"
             )
-        kinds = {"str": str, "int": int, "bool": bool, "float": (int, float), "tuple[str, ...]": list}
+        kinds = {
+            "str": str,
+            "int": int,
+            "bool": bool,
+            "float": (int, float),
+            "tuple[str, ...]": list,
+        }
         for name, kind in known.items():
             if not isinstance(values[name], kinds[str(kind)]):  # type: ignore[arg-type]
                 raise UserError(f"device field {name}={values[name]!r} is not of type {kind}")

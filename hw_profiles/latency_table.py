@@ -1,7 +1,8 @@
 """`LatencyTable`: measured sub-block latencies of one device, and what networks made of them cost.
 
-A network's latency is ``intercept + sum over sub-blocks of (scale * entry + per_sub_block)``; the
-three constants are fitted on a few whole networks that are timed together with the table.
+A network's latency is an intercept plus, for every sub-block, its scaled entry, a constant, and a
+constant per byte of weights; the few constants are fitted on whole networks that are timed together
+with the table.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from numpy.typing import NDArray
 from hw_profiles.device import Device
 from hw_profiles.workload import Workload
 from searchspace.arch import Arch
+from searchspace.cost import CostTable
 from searchspace.errors import UserError
 from searchspace.files import read_json, write_json
+from searchspace.space import SearchSpace
 
 FORMAT = "hwnas-latency-table"
 VERSION = 1
 WHAT = "latency table"
+MIB = 2**20
 MEASURED, INTERPOLATED = "measured", "interpolated"
 _FFN_KEY = re.compile(r"(?P<head>ffn/.*/f)(?P<width>\d+)(?P<tail>/.*)")
 
@@ -42,6 +46,7 @@ class Entry:
         reliable: False when too few did.
         implementation: the class that was timed.
         measured_at: ISO 8601 time, UTC.
+        weight_bytes: of the sub-block, packed.
         source: ``"measured"`` or ``"interpolated"``.
     """
 
@@ -53,6 +58,7 @@ class Entry:
     reliable: bool
     implementation: str
     measured_at: str
+    weight_bytes: int = 0
     source: str = MEASURED
 
 
@@ -63,7 +69,8 @@ class Correction:
     Args:
         scale: factor of every entry.
         per_sub_block_us: added for every sub-block, the ends included.
-        intercept_us: added once.
+        us_per_weight_mib: added for every MiB of weights.
+        intercept_us: added once; may be below 0.
         mape: mean absolute error in percent of networks left out of the fit one by one; NaN when
             nothing was fitted.
         num_networks: whole networks in the fit; 0 means none.
@@ -71,6 +78,7 @@ class Correction:
 
     scale: float = 1.0
     per_sub_block_us: float = 0.0
+    us_per_weight_mib: float = 0.0
     intercept_us: float = 0.0
     mape: float = math.nan
     num_networks: int = 0
@@ -148,8 +156,23 @@ class LatencyTable:
             UserError: naming a key that was not measured.
         """
         fit = self.correction(workload)
-        measured = [self.entry(workload, key).latency_us for key in keys]
-        return fit.scale * np.array(measured, dtype=np.float64) + fit.per_sub_block_us
+        found = [self.entry(workload, key) for key in keys]
+        measured_us = np.array([item.latency_us for item in found], dtype=np.float64)
+        weight_mib = np.array([item.weight_bytes for item in found], dtype=np.float64) / MIB
+        by_weight_us = fit.us_per_weight_mib * weight_mib
+        return np.asarray(fit.scale * measured_us + by_weight_us + fit.per_sub_block_us)
+
+    def costs_ms(self, space: SearchSpace, workload: Workload) -> CostTable:
+        """Return the latency in ms of every choice of a space, to price many genotypes at once.
+
+        Raises:
+            UserError: naming a key that was not measured.
+        """
+        return CostTable(
+            space,
+            lambda spec: float(self.sub_block_us(workload, [spec.key])[0]) / 1e3,
+            intercept=self.correction(workload).intercept_us / 1e3,
+        )
 
     def breakdown(self, arch: Arch, workload: Workload) -> list[tuple[str, float]]:
         """Return (key, corrected latency in ms) of every sub-block, and the intercept last.
@@ -283,5 +306,6 @@ def _between(low: Entry, high: Entry, share: float) -> Entry:
         reliable=low.reliable and high.reliable,
         implementation=low.implementation,
         measured_at=min(low.measured_at, high.measured_at),
+        weight_bytes=round(mix("weight_bytes")),
         source=INTERPOLATED,
     )

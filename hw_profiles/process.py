@@ -1,7 +1,7 @@
 """Settings of the process that change how fast tensors are computed; apply before anything runs.
 
-Two defaults make a network up to a third (memory) or two hundred times (denormals) slower, unequally
-for different operators, so that a search would rank operators by them:
+Two defaults make a network up to a third (memory) or two hundred times (denormals) slower, and
+unequally for different operators, so that a search would rank operators by them:
 
 - glibc hands freed activations back to the system, and every forward pass faults them in again;
 - products of tiny numbers are computed by microcode. Worker threads inherit the flush-to-zero flag

@@ -49,8 +49,7 @@ def runner(module: Any, inputs: torch.Tensor, workload: Workload) -> Callable[[]
     """
     if workload.phase == "prefill":
         return lambda: module(inputs)
-    with torch.inference_mode():
-        state = module.init_state(workload.batch, workload.max_tokens)
+    state = module.init_state(workload.batch, workload.max_tokens)
     parts = state if isinstance(state, list) else [state]
     held = [part for part in parts if part is not None]
     context = workload.tokens

@@ -17,28 +17,26 @@ from dataclasses import dataclass, field
 import torch
 
 from hw_profiles.clock import Clock, no_garbage_collection, realtime_scheduling, system_clock
-from searchspace.errors import UserError
+from hw_profiles.samples import (
+    MAX_DELAY_SHARE,
+    Sample,
+    Timing,
+    enough,
+    relative_error,
+    summarise,
+)
+from hw_profiles.samples import TooBusyError as TooBusyError
 
 Call = Callable[[], object]
 
-MAX_DELAY_SHARE = 0.005
-"""Share of a sample that threads may have waited for a processor."""
 MIN_ROUNDS = 5
-MIN_KEPT_ROUNDS = 3
-MIN_KEPT_FRACTION = 0.3
 SENTINEL_SHARE = 0.2
 """Share of a round's time that goes to the sentinel."""
 MIN_SENTINELS = 2
 SHORT_CALL_US = 500.0
 """Calls shorter than this are run twice, others once, before a sample."""
 REST_AFTER_DISTURBANCE_S = 0.002
-# Standard error of a median of n normal values is this times their median absolute deviation / sqrt(n).
-STANDARD_ERROR = 1.2533 * 1.4826
 REFERENCE_SAMPLES = 100
-
-
-class TooBusyError(UserError):
-    """No sample of some target ran undisturbed."""
 
 
 @dataclass(frozen=True)
@@ -90,36 +88,6 @@ class Sentinel:
         self.call()
         elapsed_ns = max(clock.now_ns() - start, 1)
         return elapsed_ns / 1e3, (clock.run_delay_ns() - delay) / elapsed_ns
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One target's latency.
-
-    Args:
-        ratio: median over rounds of target time / sentinel time.
-        latency_us: `ratio` times the sentinel's reference, for one call.
-        spread: median absolute deviation of the per-round ratios / their median.
-        num_samples: rounds that count.
-        kept_fraction: undisturbed samples / samples taken.
-        reliable: False when too few samples were undisturbed and the least disturbed were used.
-    """
-
-    ratio: float
-    latency_us: float
-    spread: float
-    num_samples: int
-    kept_fraction: float
-    reliable: bool = True
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One timed burst: when, how long a call took, and what share of it threads had to wait."""
-
-    round: int
-    call_us: float
-    delay_share: float
 
 
 @dataclass
@@ -229,8 +197,10 @@ def time_interleaved(
         sentinel.call()
         _refresh(clock)
         with realtime_scheduling(realtime):
+            start_ns = clock.now_ns()
             session.warm_up()
-            _run_rounds(session, rounds, rng, time_budget_s, target_error)
+            deadline_ns = math.inf if time_budget_s is None else start_ns + time_budget_s * 1e9
+            _run_rounds(session, rounds, rng, deadline_ns, target_error)
     return {
         name: summarise(session.samples[name], session.samples[SENTINEL], sentinel.reference_us)
         for name in targets
@@ -248,38 +218,28 @@ def _run_rounds(
     session: _Session,
     rounds: int,
     rng: random.Random,
-    time_budget_s: float | None,
+    deadline_ns: float,
     target_error: float,
 ) -> None:
-    start = session.clock.now_ns()
     names = [name for name in session.targets if name != SENTINEL]
-
-    def out_of_time() -> bool:
-        spent_s = (session.clock.now_ns() - start) / 1e9
-        return time_budget_s is not None and spent_s > time_budget_s
-
     done = 0
     while done < rounds:
-        if done >= MIN_ROUNDS and (out_of_time() or _mean_error(session, names) < target_error):
+        out_of_time = session.clock.now_ns() > deadline_ns
+        if done >= MIN_ROUNDS and (out_of_time or _mean_error(session, names) < target_error):
             break
         _one_round(session, names, done, rng)
         done += 1
     for extra in range(done, done + rounds):
-        lacking = [name for name in names if not _enough(session, name)]
-        if not lacking or out_of_time():
+        sentinels = session.samples[SENTINEL]
+        lacking = [name for name in names if not enough(session.samples[name], sentinels)]
+        if not lacking or session.clock.now_ns() > deadline_ns:
             break
         _one_round(session, lacking, extra, rng)
 
 
 def _mean_error(session: _Session, names: Sequence[str]) -> float:
-    """Return the mean over targets of the relative standard error of the median ratio."""
-    errors = []
-    for name in names:
-        ratios = round_ratios(session.samples[name], session.samples[SENTINEL], MAX_DELAY_SHARE)
-        if len(ratios) < MIN_KEPT_ROUNDS:
-            return math.inf
-        errors.append(STANDARD_ERROR * _spread(ratios) / math.sqrt(len(ratios)))
-    return statistics.fmean(errors)
+    sentinels = session.samples[SENTINEL]
+    return statistics.fmean(relative_error(session.samples[name], sentinels) for name in names)
 
 
 def _one_round(session: _Session, names: list[str], index: int, rng: random.Random) -> None:
@@ -293,65 +253,3 @@ def _one_round(session: _Session, names: list[str], index: int, rng: random.Rand
             session.burst(SENTINEL, index)
         session.burst(name, index)
     session.burst(SENTINEL, index)
-
-
-def _enough(session: _Session, name: str) -> bool:
-    ratios = round_ratios(session.samples[name], session.samples[SENTINEL], MAX_DELAY_SHARE)
-    rounds = len({sample.round for sample in session.samples[name]})
-    return len(ratios) >= max(MIN_KEPT_ROUNDS, MIN_KEPT_FRACTION * rounds)
-
-
-def round_ratios(
-    samples: Sequence[Sample], sentinels: Sequence[Sample], max_delay_share: float
-) -> list[float]:
-    """Return target / sentinel for each round in which both have an undisturbed sample."""
-    times = _by_round(samples, max_delay_share)
-    references = _by_round(sentinels, max_delay_share)
-    return [
-        statistics.median(times[index]) / statistics.median(references[index])
-        for index in times
-        if index in references
-    ]
-
-
-def _by_round(samples: Sequence[Sample], max_delay_share: float) -> dict[int, list[float]]:
-    rounds: dict[int, list[float]] = {}
-    for sample in samples:
-        if sample.delay_share <= max_delay_share:
-            rounds.setdefault(sample.round, []).append(sample.call_us)
-    return rounds
-
-
-def summarise(
-    samples: Sequence[Sample], sentinels: Sequence[Sample], reference_us: float
-) -> Timing:
-    """Turn samples into a `Timing`; disturbed samples count only where too few others are left.
-
-    Raises:
-        TooBusyError: when no round has both a sample and a sentinel.
-    """
-    kept = sum(sample.delay_share <= MAX_DELAY_SHARE for sample in samples) / len(samples)
-    rounds = len({sample.round for sample in samples})
-    ratios = round_ratios(samples, sentinels, MAX_DELAY_SHARE)
-    wanted = min(rounds, max(MIN_KEPT_ROUNDS, MIN_KEPT_FRACTION * rounds))
-    reliable = len(ratios) >= wanted
-    limit = 4 * MAX_DELAY_SHARE
-    while len(ratios) < min(MIN_KEPT_ROUNDS, rounds) and limit < 1.0:
-        ratios = round_ratios(samples, sentinels, limit)
-        limit *= 2
-    if not ratios:
-        # A median over rounds of ratios taken side by side still says something; it is marked.
-        ratios = round_ratios(samples, sentinels, math.inf)
-    if not ratios:
-        raise TooBusyError(
-            "the machine is too busy to time anything: no round of samples was finished; stop "
-            "other programs and run the same command again"
-        )
-    ratio = statistics.median(ratios)
-    return Timing(ratio, ratio * reference_us, _spread(ratios), len(ratios), kept, reliable)
-
-
-def _spread(ratios: Sequence[float]) -> float:
-    """Return the median absolute deviation over the median."""
-    middle = statistics.median(ratios)
-    return statistics.median(abs(value - middle) for value in ratios) / middle

@@ -18,9 +18,10 @@ from hw_profiles.latency_table import LatencyTable
 from hw_profiles.workload import Workload
 from nas.samplers import GeneCodec
 from predictors.encodings import Gene
+from searchspace.canonical import Genotypes
 from searchspace.cost import CostTable, num_params, weight_bytes
 from searchspace.errors import UserError, unknown
-from searchspace.space import Genotypes, SearchSpace
+from searchspace.space import SearchSpace
 
 Floats = NDArray[np.float64]
 

@@ -109,7 +109,7 @@ class ExportConfig:
 
     choose: tuple[str, ...] = ("all",)
     front_size: int = 16
-    test_tokens: int = 65_536
+    test_tokens: int = 32_768
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,29 @@ class ExperimentConfig:
 
     def stage_seconds(self, stage: str) -> float:
         """Return the seconds a stage may take: its own budget, or its share of the whole."""
-        own = {"train": self.train, "profile": self.profile, "search": self.search}
-        given = own[stage].budget_s if stage in own else None
-        return given if given is not None else SHARES[stage] * parse_duration(self.budget)
+        return self._given().get(stage, SHARES[stage] * parse_duration(self.budget))
+
+    def seconds_left_for(self, stage: str, elapsed_s: float) -> float:
+        """Return the seconds a stage may take when the run has taken `elapsed_s` so far.
+
+        A stage whose own budget is given gets it. Otherwise it gets its share, or what is left
+        when the later stages shall have theirs, but never less than a third of its share.
+        """
+        wanted = self.stage_seconds(stage)
+        if stage in self._given():
+            return wanted
+        stages = list(SHARES)
+        later = sum(self.stage_seconds(name) for name in stages[stages.index(stage) + 1 :])
+        left = parse_duration(self.budget) - elapsed_s - later
+        return max(wanted / 3, min(wanted, left))
+
+    def _given(self) -> dict[str, float]:
+        own = {
+            "train": self.train.budget_s,
+            "profile": self.profile.budget_s,
+            "search": self.search.budget_s,
+        }
+        return {stage: seconds for stage, seconds in own.items() if seconds is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready form, which `from_dict` reads."""
@@ -165,8 +185,8 @@ class ExperimentConfig:
         return _build(cls, values, "")
 
 
-SHARES = {"profile": 0.16, "train": 0.46, "search": 0.16, "export": 0.08}
-"""Shares of the whole budget; the rest is left to preparing data, loading and the report."""
+SHARES = {"profile": 0.16, "train": 0.45, "search": 0.15, "export": 0.13, "report": 0.03}
+"""Shares of the whole budget; the rest is left to preparing data and loading."""
 
 
 def load_config(

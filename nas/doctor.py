@@ -95,7 +95,9 @@ def meaning(facts: Mapping[str, Any]) -> list[str]:
     rates, device, packages = facts["gemm_gops"], facts["device"], facts["packages"]
     sentences = [
         _compared("bf16", rates, "training in bf16 pays", "training is faster in fp32"),
-        _compared("int8", rates, "8-bit layers make networks faster", "8-bit layers only save memory"),
+        _compared(
+            "int8", rates, "8-bit layers make networks faster", "8-bit layers only save memory"
+        ),
         f"operators use {device['num_threads']} of {device['num_processors']} processors; latency "
         "tables hold for this number only",
     ]

@@ -202,7 +202,7 @@ def _latencies(
             workloads,
             reference_us=sources.table.sentinel_us,
             seed=sources.seed,
-            progress=lambda done, text="": bar.update(done, text),
+            progress=bar.update,
         )
     latencies = {
         arch_id: {name: timing.latency_us / 1e3 for name, timing in by_workload.items()}

@@ -45,9 +45,9 @@ class SupernetOptimizer:
         """Return all state as tensors named `<optimizer>/<parameter>/<quantity>`."""
         state: dict[str, Tensor] = {}
         for name, optimizer in self._optimizers.items():
-            for param, values in optimizer.state.items():
-                for key, value in values.items():
-                    state[f"{name}/{self._names[param]}/{key}"] = torch.as_tensor(value)
+            for param, param_name in self._names.items():
+                for key, value in optimizer.state.get(param, {}).items():
+                    state[f"{name}/{param_name}/{key}"] = torch.as_tensor(value)
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

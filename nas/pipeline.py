@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,8 +74,8 @@ class Pipeline:
         prepare_process(config.profile.num_threads)
         self.folder = RunFolder(Path(config.out))
         self.folder.claim(config)
-
-    # ---- what stages share, made when first asked for --------------------------------------
+        self._started = time.monotonic()
+        self._whole = False
 
     @cached_property
     def task(self) -> LanguageModelTask:
@@ -128,11 +129,15 @@ class Pipeline:
         """The study's storage URL."""
         return sqlite_url(self.folder.path)
 
-    # ---- stages ----------------------------------------------------------------------------
+    def seconds_for(self, stage: str) -> float:
+        """Return the seconds a stage may take; a whole run ends within its budget."""
+        elapsed = time.monotonic() - self._started if self._whole else 0.0
+        return self.config.seconds_left_for(stage, elapsed)
 
     def run(self) -> Run:
         """Run every stage."""
         self.check_search()
+        self._whole = True
         for stage in STAGES:
             getattr(self, stage)()
         return self.result()
@@ -159,7 +164,7 @@ class Pipeline:
                 self.workloads,
                 self.folder.table,
                 num_threads=self.config.profile.num_threads,
-                time_budget_s=self.config.stage_seconds("profile"),
+                time_budget_s=self.seconds_for("profile"),
                 progress=bar.update,
                 seed=self.config.seed,
                 realtime=self.config.profile.realtime,
@@ -179,7 +184,7 @@ class Pipeline:
             self.config.train,
             self.folder.supernet,
             seed=self.config.seed,
-            budget_s=self.config.stage_seconds("train"),
+            budget_s=self.seconds_for("train"),
             reporter=self.reporter,
         )
         state = read_state(self.folder.supernet)
@@ -197,14 +202,18 @@ class Pipeline:
         def evaluate(arch: Arch) -> float:
             return held_out_loss(supernet.view(arch), batches, self.task)
 
-        seeds = (self.space.largest(), *uniform_networks(self.space).values())
+        seeds = (
+            self.space.largest(),
+            *uniform_networks(self.space).values(),
+            *self.space.one_change_from_largest(),
+        )
         problem = SearchProblem(
             self.space, self.prices, objectives, evaluate, self._scores(), seeds
         )
         search = SearchRun(
             problem, self.storage, config.sampler, self.config.seed, config.population
         )
-        search.run(config.num_evaluations, self.config.stage_seconds("search"), self.reporter)
+        search.run(config.num_evaluations, self.seconds_for("search"), self.reporter)
         summary = search_summary(search.study, objectives, config.sampler)
         write_json(self.folder.search, {**summary, "metrics": self._metric_agreement(search)})
         self.reporter.say(
@@ -240,8 +249,6 @@ class Pipeline:
         front = read_json(self.folder.front, "front")
         subnets = {path.name: path for path in sorted(self.folder.subnets.glob("[!.]*"))}
         return Run(self.folder.path, front, subnets, self.folder.path / "report.html")
-
-    # ---- parts of stages ---------------------------------------------------------------------
 
     def _scores(self) -> TrainingFreeScore | None:
         batch_size, tokens = METRIC_BATCH

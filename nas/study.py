@@ -28,7 +28,7 @@ from nas.progress import Reporter
 from nas.samplers import make_sampler
 from searchspace.arch import Arch
 from searchspace.errors import UserError
-from searchspace.space import Genotypes, SearchSpace
+from searchspace.space import SearchSpace
 
 STUDY_NAME = "search"
 MAX_REJECTED = 2000
@@ -321,9 +321,3 @@ def _trial_row(trial: FrozenTrial, objectives: Objectives) -> dict[str, Any]:
         "reason": trial.user_attrs.get("reason"),
         "seconds": trial.user_attrs.get("seconds", 0.0),
     }
-
-
-def genotypes_of(space: SearchSpace, archs: list[Arch]) -> Genotypes:
-    """Return the genotypes of archs as one matrix (N, G)."""
-    rows = [space.encode(arch) for arch in archs]
-    return np.array(rows, dtype=np.int64).reshape(len(rows), len(space.genes))

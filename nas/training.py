@@ -45,6 +45,7 @@ class TrainState:
 
     Args:
         step: steps done.
+        budget_s: seconds of training in all, fixed when it began; None where steps are counted.
         elapsed_s: seconds spent on them, over all processes.
         precision: ``"fp32"`` or ``"bf16"``.
         done: whether training has ended.
@@ -52,6 +53,7 @@ class TrainState:
     """
 
     step: int = 0
+    budget_s: float | None = None
     elapsed_s: float = 0.0
     precision: str = "fp32"
     done: bool = False
@@ -83,7 +85,7 @@ def train_supernet(
         config: the recipe.
         folder: holds `state.json`, the tensors and the log.
         seed: of initial weights, batches and archs.
-        budget_s: seconds of training when `config.num_steps` is None.
+        budget_s: seconds of training when `config.num_steps` is None and it has not begun yet.
         reporter: shows the progress.
 
     Raises:
@@ -156,7 +158,10 @@ class _Trainer:
             precision = self.config.precision
             if precision == "auto":
                 precision = faster_precision()
-            self.state = TrainState(precision=precision)
+            self.state = TrainState(
+                precision=precision,
+                budget_s=None if self.config.num_steps is not None else self.budget_s,
+            )
             return
         tensors = read_tensors(self.folder / state.file)
         self.supernet.load_state_dict(_part(tensors, "weights"))
@@ -188,7 +193,7 @@ class _Trainer:
     def progress(self) -> float:
         if self.config.num_steps is not None:
             return self.state.step / self.config.num_steps
-        return self.state.elapsed_s / self.budget_s
+        return self.state.elapsed_s / (self.state.budget_s or self.budget_s)
 
     def learning_rate_scale(self) -> float:
         warmup = min(1.0, (self.state.step + 1) / max(1, self.config.warmup_steps))

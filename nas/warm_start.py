@@ -18,8 +18,9 @@ from torch import Tensor
 from nas.progress import Reporter
 from predictors.encodings import Gene, GeneEncoding
 from predictors.quality import QualityRegressor
+from searchspace.canonical import Genotypes
 from searchspace.files import read_json, write_json
-from searchspace.space import Genotypes, SearchSpace
+from searchspace.space import SearchSpace
 
 Floats = NDArray[np.float64]
 

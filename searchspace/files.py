@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from searchspace.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename it into place.
+
+def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a binary file under a temporary name, then rename it into place.
+
+    Args:
+        path: where the file shall be; its folder is made.
+        write: is given the open temporary file.
 
     Raises:
         UserError: when the folder cannot be written to or is full.
     """
-    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+    def write_and_sync(temporary: Path) -> None:
+        with temporary.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    _replace(path, write_and_sync)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file under a temporary name, then rename it into place.
+
+    Raises:
+        UserError: when the folder cannot be written to or is full.
+    """
+    write_file(path, lambda stream: stream.write(text.encode("utf-8")))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -79,7 +101,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _replace(path: Path, write: Any) -> None:
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,4 +112,10 @@ def _replace(path: Path, write: Any) -> None:
             f"cannot write {path}: {error.strerror or error}; choose another folder or make room"
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there and can be removed."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -22,6 +22,9 @@ from searchspace.errors import UserError, unknown
 from searchspace.space_files import read_space, space_arguments, space_to_dict
 from searchspace.specs import ABSENT, SubBlockSpec
 
+MAX_KEPT = 0.9
+"""Largest share of genes that a random arch keeps at the first choice."""
+
 
 @dataclass(frozen=True)
 class SearchSpace:
@@ -77,8 +80,6 @@ class SearchSpace:
         for spec in self.sub_blocks():
             spec.key  # noqa: B018  (each spec is built from a validated LayerArch)
 
-    # ---- genes ---------------------------------------------------------------------------
-
     def mixer_options(self) -> dict[str, tuple[Any, ...]]:
         """Choices of every mixer option gene, named `<mixer>.<option>`."""
         return {
@@ -133,8 +134,6 @@ class SearchSpace:
         Where fewer than `min_depth` slots are active, leading slots are switched on.
         """
         return canonicalise(self, genotypes)
-
-    # ---- archs ---------------------------------------------------------------------------
 
     def decode(self, genotype: Sequence[int] | Genotypes) -> Arch:
         """Return the arch of a genotype (canonicalised first).
@@ -301,6 +300,28 @@ class SearchSpace:
         self.encode(arch)
         return arch
 
+    def one_change_from_largest(self) -> list[Arch]:
+        """Return every arch that differs from the largest in one gene, changed in all slots.
+
+        Together with the largest it is the one-factor-at-a-time design around the network that
+        people start from: it shows what each choice costs where networks are good.
+        """
+        largest = self.largest()
+        base = self._default_choice(max(self.heads), max(self.intermediate_size))
+        changed = [{"d_model": width} for width in self.d_model]
+        changed += [{"depth": depth} for depth in range(self.min_depth, self.num_layers)]
+        for gene, choices in self.layer_choices().items():
+            if gene != "skip":
+                changed += [{gene: choice} for choice in choices if choice != base[gene]]
+        changed += [
+            {"mixer": key.partition(".")[0], key: choice}
+            for key, choices in self.mixer_options().items()
+            for choice in choices
+        ]
+        archs = {arch.id: arch for arch in (self.uniform(**change) for change in changed)}
+        archs.pop(largest.id, None)
+        return list(archs.values())
+
     def _default_choice(self, heads: tuple[int, int], size: int) -> dict[str, Any]:
         first = {gene: choices[0] for gene, choices in self.layer_choices().items()}
         return {**first, "heads": f"{heads[0]}x{heads[1]}", "intermediate_size": size}
@@ -313,24 +334,24 @@ class SearchSpace:
         layers = tuple(layer if slot in active else LayerArch() for slot in range(self.num_layers))
         return Arch(d_model, self.head_dim, self.vocab_size, layers)
 
-    # ---- drawing and changing ------------------------------------------------------------
-
     def sample_genotypes(self, rng: np.random.Generator, num: int) -> Genotypes:
-        """Draw `num` canonical genotypes whose layer totals are spread out.
+        """Draw `num` canonical genotypes, spread in size and in distance from the largest arch.
 
         Every genotype draws its own distribution over the choices of each gene and uses it in all
         slots. Drawing each slot uniformly instead would concentrate depth and size around their
-        means (law of large numbers), which is the main defect of usual set-ups.
+        means (law of large numbers), which is the main defect of usual set-ups. For the same
+        reason every genotype draws the share of genes that keep the first choice.
         """
         out = np.zeros((num, len(self.genes)), dtype=np.int64)
+        keep = rng.random((num, 1)) * MAX_KEPT
         shares: dict[str, NDArray[np.float64]] = {}
         for name, choices in self.genes.items():
             gene = name.split(".", 2)[-1]
             if gene not in shares:
-                alpha = np.array([1.5, 1.0]) if gene == "skip" else np.ones(len(choices))
-                shares[gene] = rng.dirichlet(alpha, size=num).cumsum(axis=1)
-            draw = rng.random((num, 1))
-            out[:, self.columns[name]] = (draw > shares[gene][:, :-1]).sum(axis=1)
+                shares[gene] = rng.dirichlet(np.ones(len(choices)), size=num).cumsum(axis=1)
+            drawn = (rng.random((num, 1)) > shares[gene][:, :-1]).sum(axis=1)
+            kept = rng.random(num) < keep[:, 0]
+            out[:, self.columns[name]] = np.where(kept, 0, drawn)
         return self.canonical(out)
 
     def sample(self, rng: np.random.Generator) -> Arch:
@@ -359,8 +380,6 @@ class SearchSpace:
         from_first = rng.random(self.num_layers + 1) < 0.5
         slots = [int(n.split(".")[1]) if "." in n else self.num_layers for n in self.genes]
         return self.decode(np.where(from_first[slots], a, b))
-
-    # ---- counting ------------------------------------------------------------------------
 
     def size(self) -> int:
         """Return the exact number of different archs."""
@@ -396,8 +415,6 @@ class SearchSpace:
     def with_vocabulary(self, vocab_size: int) -> SearchSpace:
         """Return the same space for another vocabulary."""
         return replace(self, vocab_size=vocab_size)
-
-    # ---- reading and writing ---------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready form, which `from_dict` reads."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,10 @@ class Subnet(nn.Module):
         self, batch: int, max_tokens: int, device: torch.device | None = None
     ) -> list[Any]:
         """Return the empty state of every sub-block, for `forward`."""
-        return [block.init_state(batch, max_tokens, device) for block in self.blocks.values()]
+        return [
+            cast(MixerBlock | FFNBlock, block).init_state(batch, max_tokens, device)
+            for block in self.blocks.values()
+        ]
 
     def forward(self, tokens_BT: Tensor, state: list[Any] | None = None) -> Tensor:
         """Return logits (B, T, V) for the next token at every position.

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.tasks.config import TaskConfig
-from nas.tasks.files import remove, write_file, write_text
 from nas.tasks.language_model import LanguageModelTask, SplitSize, TaskFacts
 from nas.tasks.splits import SPLITS, SplitName
 from nas.tasks.tokenizers import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from searchspace.errors import UserError
+from searchspace.files import remove, write_file, write_text
 
 TASK_FILE = "task.json"
 _FORMAT = 1

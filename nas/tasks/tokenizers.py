@@ -18,9 +18,9 @@ import numpy as np
 import tokenizers as hf
 from numpy.typing import NDArray
 
-from nas.tasks.files import write_text
 from nas.tasks.pieces import batches, sample
 from searchspace.errors import UserError
+from searchspace.files import write_text
 
 TOKENIZER_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"

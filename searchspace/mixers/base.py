@@ -57,7 +57,7 @@ class Mixer(nn.Module):
                 module.reset(generator, gain)
 
 
-ATTENTION_AXES = {
+ATTENTION_AXES: dict[str, tuple[str, ...]] = {
     "q_proj.weight": ("num_heads*head_dim", "d_model"),
     "k_proj.weight": ("num_kv_heads*head_dim", "d_model"),
     "v_proj.weight": ("num_kv_heads*head_dim", "d_model"),

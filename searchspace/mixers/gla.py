@@ -69,5 +69,5 @@ class GatedLinearAttention(RecurrentMixer):
             self.split_heads(log_decay),
             state,
         )
-        out = F.rms_norm(out.float(), self.head_norm.shape, self.head_norm, 1e-5)
+        out = F.rms_norm(out.to(self.head_norm.dtype), self.head_norm.shape, self.head_norm, 1e-5)
         return self.o_proj(self.merge_heads(out) * F.silu(gate))

@@ -4,7 +4,7 @@ Without data: a synthetic two-objective layered space with interactions and nois
 ``--data DIR`` also the public HW-GPT-Bench surrogates (perplexity and parameters) stored as
 ``hwgpt_{s,m}.npz`` and ``front_{s,m}_pp.npz``.
 
-    python tests/benchmarks/sampler_hypervolume.py --seeds 3 --evals 200 --json out.json
+    python -m tests.benchmarks.sampler_hypervolume --seeds 3 --evals 200 [--json]
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--evals", type=int, default=200)
     parser.add_argument("--noise", type=float, default=0.01, help="of the synthetic problem")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args(arguments)
     wanted = args.problems or (["layered", "s", "m"] if args.data else ["layered"])
     rows = []
@@ -285,11 +285,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in args.samplers:
             runs = [run_search(problem, name, seed, args.evals) for seed in range(args.seeds)]
             rows.append(summarise(problem, name, runs, args.evals))
-            print_table([rows[-1]])
-    print()
-    print_table(rows)
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+        print(json.dumps(rows))
+    else:
+        print_table(rows)
 
 
 if __name__ == "__main__":

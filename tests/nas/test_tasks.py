@@ -671,8 +671,8 @@ def test_full_disk_leaves_nothing(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real_fsync(descriptor)
 
-    monkeypatch.setattr("nas.tasks.files.os.fsync", fsync)
-    with pytest.raises(UserError, match="No space left on device; choose a folder"):
+    monkeypatch.setattr("searchspace.files.os.fsync", fsync)
+    with pytest.raises(UserError, match="No space left on device; choose another folder"):
         prepare_task(small_config(folder), tmp_path / "task")
     assert list((tmp_path / "task").iterdir()) == []
 

@@ -1,0 +1,84 @@
+"""Timing whole networks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from hw_profiles.runners import runner
+from hw_profiles.samples import Timing
+from hw_profiles.timing import Sentinel, time_interleaved
+from hw_profiles.workload import Workload
+from searchspace.subnet import Subnet
+
+Progress = Callable[[float, str], None]
+
+SUBNET_GROUP = 48
+"""Networks timed in one session."""
+SUBNET_ROUNDS = 60
+SUBNET_ERROR = 0.007
+"""Relative standard error at which a session is done."""
+SUBNET_SAMPLE_MS = 2.5
+
+
+def measure_subnets(
+    subnets: Mapping[str, Subnet],
+    workloads: Sequence[Workload],
+    *,
+    rounds: int | None = None,
+    reference_us: float | None = None,
+    time_budget_s: float | None = None,
+    seed: int = 0,
+    realtime: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, Timing]]:
+    """Time whole networks, interleaved in groups.
+
+    Args:
+        subnets: packed networks in evaluation mode, by any id.
+        workloads: what to run.
+        rounds: rounds at most; None takes `SUBNET_ROUNDS`.
+        reference_us: sentinel time that latencies are stated for; give a table's `sentinel_us` to
+            compare with it. None measures it now.
+        time_budget_s: time to aim at; rounds are saved, down to a minimum.
+        seed: of the token ids and the order.
+        realtime: use real-time scheduling.
+        progress: called with the share that is done (0 to 1) and a text.
+
+    Returns:
+        Timings by id and workload name.
+
+    Raises:
+        TooBusyError: when the machine is too busy to time anything.
+    """
+    if reference_us is None:
+        reference_us = Sentinel.measured(realtime=realtime).reference_us
+    sentinel, generator = Sentinel.gemm(reference_us), torch.Generator().manual_seed(seed)
+    ids = list(subnets)
+    groups = [ids[begin : begin + SUBNET_GROUP] for begin in range(0, len(ids), SUBNET_GROUP)]
+    steps = [(workload, group) for group in groups for workload in workloads]
+    result: dict[str, dict[str, Timing]] = {name: {} for name in ids}
+    for index, (workload, group) in enumerate(steps):
+        calls = {}
+        for name in group:
+            vocab_size = subnets[name].arch.vocab_size
+            shape = (workload.batch, workload.new_tokens)
+            tokens = torch.randint(vocab_size, shape, generator=generator)
+            calls[name] = runner(subnets[name], tokens, workload)
+        timings = time_interleaved(
+            calls,
+            rounds=rounds or SUBNET_ROUNDS,
+            rng=random.Random(seed),
+            sentinel=sentinel,
+            time_budget_s=None if time_budget_s is None else time_budget_s / len(steps),
+            target_error=SUBNET_ERROR,
+            min_sample_ms=SUBNET_SAMPLE_MS,
+            realtime=realtime,
+        )
+        for name, timing in timings.items():
+            result[name][workload.name] = timing
+        if progress:
+            progress((index + 1) / len(steps), f"{workload.name}")
+    return result
