@@ -123,7 +123,7 @@ def verify(source: ExportSource, arch: Arch, folder: Path) -> dict[str, Any]:
     batches = source.task.evaluation_batches("test", source.split_tokens, 8)
     loss = held_out_loss(reloaded, batches, source.task)
     # int8 rounds where the supernet simulates rounding: a value on the edge may fall either way.
-    is_fp32 = all("fp32" == p for layer in arch.layers for p in
+    is_fp32 = all(p == "fp32" for layer in arch.layers for p in
                   (layer.mixer_precision, layer.ffn_precision))  # fmt: skip
     result: dict[str, Any] = {
         "max_logit_difference": difference,

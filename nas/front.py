@@ -133,8 +133,7 @@ def measure_front(
     groups = {
         "front": [(item.arch, "") for item in chosen],
         "random": [
-            (arch, "")
-            for arch in random_archs(sources.space, codec, len(chosen), sources.seed)
+            (arch, "") for arch in random_archs(sources.space, codec, len(chosen), sources.seed)
         ],
         "uniform": [(arch, name) for name, arch in uniform.items()],
     }
@@ -241,7 +240,9 @@ def compare(sources: FrontSources, groups: dict[str, list[dict[str, Any]]]) -> d
     ideal, nadir = every.min(axis=0), every.max(axis=0)
     reference = np.full(len(names), 1.1)
     volumes = {
-        group: float(hypervolume(normalise(values, ideal, nadir), reference)) if len(values) else 0.0
+        group: float(hypervolume(normalise(values, ideal, nadir), reference))
+        if len(values)
+        else 0.0
         for group, values in points.items()
     }
     return {

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-
 from hw_profiles.device import Device
 from hw_profiles.latency_table import LatencyTable
 from hw_profiles.process import prepare_process
@@ -303,7 +302,9 @@ class Pipeline:
     def _chosen(self, front: dict[str, Any]) -> list[Arch]:
         """Return the archs that `export.choose` names, without repeats."""
         members = {r["arch_id"]: Arch.from_dict(r["arch"]) for r in front["groups"]["front"]}
-        known = {item.arch.id: item.arch for item in evaluated(open_study(self.storage, self.objectives))}
+        known = {
+            item.arch.id: item.arch for item in evaluated(open_study(self.storage, self.objectives))
+        }
         chosen: dict[str, Arch] = {}
         for name in self.config.export.choose:
             if name == "all":
@@ -328,6 +329,3 @@ def run_stages(
     for stage in stages:
         getattr(pipeline, stage)()
     return pipeline
-
-
-

@@ -229,7 +229,9 @@ class SearchRun:
         trial.set_user_attr("arch", arch.to_dict())
         metrics = dict(metrics_of(self.problem.prices, genotype))
         trial.set_user_attr("metrics", metrics)
-        broken = [c for c in self.problem.objectives.exact_constraints if metrics[c.metric] > c.limit]
+        broken = [
+            c for c in self.problem.objectives.exact_constraints if metrics[c.metric] > c.limit
+        ]
         if broken:
             return self._fail(trial, f"{broken[0].metric}={metrics[broken[0].metric]:.4g} breaks "
                               f"{broken[0]}", "rejected")  # fmt: skip

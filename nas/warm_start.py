@@ -75,7 +75,9 @@ def training_free_score(
     if {key: stored.get(key) for key in wanted} != wanted:
         archs = [space.decode(row) for row in pool]
         with reporter.bar("training-free metrics") as bar:
-            scores = score_archs(names, archs, batch, seed, lambda done, total: bar.update(done / total))
+            scores = score_archs(
+                names, archs, batch, seed, lambda done, total: bar.update(done / total)
+            )
         stored = {**wanted, "scores": {name: values.tolist() for name, values in scores.items()}}
         write_json(path, stored)
     values = {name: np.array(stored["scores"][name], dtype=np.float64) for name in names}

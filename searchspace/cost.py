@@ -86,7 +86,9 @@ class CostTable:
 
         self._ends = np.array([priced(EndsSpec(d, space.vocab_size)) for d in space.d_model])
         self._tables = [
-            np.array([[priced(half.spec(combo, d)) for combo in half.combos] for d in space.d_model])
+            np.array(
+                [[priced(half.spec(combo, d)) for combo in half.combos] for d in space.d_model]
+            )
             for half in self._halves
         ]
 

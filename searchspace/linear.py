@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from nas_kernels.int8_linear import (
     QuantizedActivations,
     fake_quantize_activations,
@@ -13,8 +16,6 @@ from nas_kernels.int8_linear import (
     quantize_activations,
     quantize_weight,
 )
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class Linear(nn.Module):

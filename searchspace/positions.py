@@ -6,8 +6,9 @@ Shapes: B batch, H heads, T tokens, K head width.
 from __future__ import annotations
 
 import torch
-from nas_kernels.constants import cached_constant
 from torch import Tensor
+
+from nas_kernels.constants import cached_constant
 
 THETA = 10_000.0
 

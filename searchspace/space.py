@@ -308,7 +308,7 @@ class SearchSpace:
         """
         largest = self.largest()
         base = self._default_choice(max(self.heads), max(self.intermediate_size))
-        changed = [{"d_model": width} for width in self.d_model]
+        changed: list[dict[str, Any]] = [{"d_model": width} for width in self.d_model]
         changed += [{"depth": depth} for depth in range(self.min_depth, self.num_layers)]
         for gene, choices in self.layer_choices().items():
             if gene != "skip":

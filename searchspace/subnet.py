@@ -46,7 +46,10 @@ class Subnet(nn.Module):
         self.arch = arch
         self.ends = Ends(arch.ends)
         self.blocks = nn.ModuleDict(
-            {block_name(slot, spec): build_sub_block(spec) for slot, spec in arch.named_sub_blocks()}
+            {
+                block_name(slot, spec): build_sub_block(spec)
+                for slot, spec in arch.named_sub_blocks()
+            }
         )
 
     def reset(self, generator: torch.Generator) -> Subnet:
@@ -111,7 +114,10 @@ def weight_bytes(module: nn.Module) -> int:
     """Return the bytes a module's weights take once packed (int8 values and fp32 row scales)."""
     total = 0
     for child in module.modules():
-        for name, tensor in [*child.named_parameters(recurse=False), *child.named_buffers(recurse=False)]:
+        for name, tensor in [
+            *child.named_parameters(recurse=False),
+            *child.named_buffers(recurse=False),
+        ]:
             if isinstance(child, Linear) and child.precision == "int8" and name == "weight":
                 total += tensor.numel() + 4 * tensor.shape[0]
             elif name != "weight_scale":

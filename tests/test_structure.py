@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = ["nas_kernels", "searchspace", "hw_profiles", "predictors", "nas"]
-FOLDERS = {name: ROOT / ("kernels/nas_kernels" if name == "nas_kernels" else name) for name in ORDER}
+FOLDERS = {
+    name: ROOT / ("kernels/nas_kernels" if name == "nas_kernels" else name) for name in ORDER
+}
 ADAPTERS = {
     "optuna": ("nas/samplers/", "nas/study.py"),
     "pymoo": ("nas/pareto.py", "nas/samplers/"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import torch
 
@@ -24,4 +24,4 @@ def cached_constant(make: Callable[P, R]) -> Callable[P, R]:
         with torch.inference_mode(False), torch.no_grad():
             return make(*args, **kwargs)
 
-    return functools.wraps(make)(cached)
+    return cast(Callable[P, R], functools.wraps(make)(cached))

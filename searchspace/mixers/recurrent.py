@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from nas_kernels.linear_attention import linear_attention
 from torch import Tensor
 
+from nas_kernels.linear_attention import linear_attention
 from searchspace.mixers.base import ProjectedMixer
 
 

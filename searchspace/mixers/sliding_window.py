@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from nas_kernels.constants import cached_constant
 from torch import Tensor
 from torch.nn import functional as F
 
+from nas_kernels.constants import cached_constant
 from searchspace.mixers.base import ProjectedMixer
 from searchspace.mixers.softmax import key_age
 from searchspace.positions import apply_rope

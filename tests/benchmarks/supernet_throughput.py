@@ -55,7 +55,9 @@ def step_times(step: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def compare(supernet: Supernet, archs: list[Arch], batch: tuple[Tensor, Tensor], rounds: int) -> dict[str, float]:
+def compare(
+    supernet: Supernet, archs: list[Arch], batch: tuple[Tensor, Tensor], rounds: int
+) -> dict[str, float]:
     """Time both sides in turn; return medians in ms and the median of the ratios."""
     plain = [supernet.extract(arch).requires_grad_(True) for arch in archs]
 

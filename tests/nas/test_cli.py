@@ -114,7 +114,9 @@ def test_unusable_text_is_refused_before_anything_is_trained(
     content: bytes, sentence: str, tmp_path: Path
 ) -> None:
     (tmp_path / "data.txt").write_bytes(content)
-    done = nas("run", "--data", str(tmp_path / "data.txt"), "--out", str(tmp_path / "out"), "--quiet")
+    done = nas(
+        "run", "--data", str(tmp_path / "data.txt"), "--out", str(tmp_path / "out"), "--quiet"
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert sentence in done.stderr
     assert not (tmp_path / "out" / "supernet").exists()
@@ -178,7 +180,7 @@ def test_killed_in_every_stage_the_same_command_goes_on_and_loses_nothing(
     assert all(line in (out / "latency_table.json").read_text()
                for line in entries.splitlines() if "latency_us" in line)  # fmt: skip
     step = json.loads((out / "supernet" / "state.json").read_text())["step"]
-    assert 0 < step
+    assert step > 0
     kill_when(lambda: len(trials(out)) >= 6, config, out)
     before = {t.number: (t.user_attrs["arch_id"], t.values) for t in trials(out)}
     kill_when(lambda: (out / "measurements.json").exists(), config, out)

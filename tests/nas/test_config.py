@@ -12,7 +12,9 @@ from searchspace.errors import UserError
 
 def test_file_overrides_and_arguments_are_merged_in_this_order(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
-    path.write_text('seed = 3\n[train]\nmatrix_lr = 1e-3\nbatch_size = 4\n[search]\nsampler = "random"\n')
+    path.write_text(
+        'seed = 3\n[train]\nmatrix_lr = 1e-3\nbatch_size = 4\n[search]\nsampler = "random"\n'
+    )
     config = load_config(
         str(path), ["train.batch_size=16", "search.sampler=nsga2", "search.constraints=latency_ms<=2"],
         budget="90s", task__name=None,

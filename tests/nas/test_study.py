@@ -58,7 +58,9 @@ def test_search_stops_at_the_number_asked_for_and_goes_on_from_there(
     space: SearchSpace, table: LatencyTable, tmp_path: Path, sampler: str
 ) -> None:
     first = Evaluator()
-    SearchRun(problem(space, table, first), sqlite_url(tmp_path), sampler, seed=0).run(9, 1e9, QUIET)
+    SearchRun(problem(space, table, first), sqlite_url(tmp_path), sampler, seed=0).run(
+        9, 1e9, QUIET
+    )
     assert len(first.asked) == len(set(first.asked)) == 9
     assert {space.largest().id, space.smallest().id} <= set(first.asked)
     second = Evaluator()

@@ -38,7 +38,9 @@ def space() -> SearchSpace:
     return SearchSpace.load("decoder-tiny", VOCAB)
 
 
-def train(space: SearchSpace, folder: Path, config: TrainConfig = CONFIG) -> dict[str, torch.Tensor]:
+def train(
+    space: SearchSpace, folder: Path, config: TrainConfig = CONFIG
+) -> dict[str, torch.Tensor]:
     supernet = train_supernet(
         space, CountingTask(), config, folder, seed=3, budget_s=1e9, reporter=Reporter(quiet=True)
     )
@@ -86,7 +88,9 @@ def test_finished_training_is_loaded_and_not_repeated(
     monkeypatch.setattr(training._Trainer, "step", never)
     again = train(space, tmp_path)
     loaded = load_supernet(space, tmp_path).state_dict()
-    assert all(torch.equal(trained[n], again[n]) and torch.equal(trained[n], loaded[n]) for n in trained)
+    assert all(
+        torch.equal(trained[n], again[n]) and torch.equal(trained[n], loaded[n]) for n in trained
+    )
     assert [p.name for p in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
 
 
@@ -104,7 +108,9 @@ def test_operators_that_no_arch_of_a_step_uses_are_left_alone(
     space: SearchSpace, tmp_path: Path
 ) -> None:
     # Only the two anchors are trained; both are softmax networks without gates.
-    initial = training._Trainer(space, CountingTask(), CONFIG, tmp_path, 3, 1e9).supernet.state_dict()
+    initial = training._Trainer(
+        space, CountingTask(), CONFIG, tmp_path, 3, 1e9
+    ).supernet.state_dict()
     trained = train(space, tmp_path, replace(CONFIG, num_random=0))
     gates = [n for n in trained if "gate" in n or "decay" in n or "head_norm" in n]
     assert gates
@@ -116,9 +122,7 @@ def test_operators_that_no_arch_of_a_step_uses_are_left_alone(
 def test_diverged_training_says_so(
     space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def poisoned(
-        self: training._Trainer, *args: object
-    ) -> tuple[float, torch.Tensor]:
+    def poisoned(self: training._Trainer, *args: object) -> tuple[float, torch.Tensor]:
         return float("nan"), torch.zeros(1)
 
     monkeypatch.setattr(training._Trainer, "backward", poisoned)
