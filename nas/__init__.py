@@ -21,7 +21,7 @@ def run(config: ExperimentConfig | str | None = None, *, quiet: bool = False, **
     Args:
         config: an `ExperimentConfig`, the path of a TOML file, or None for the quick start.
         quiet: show no progress.
-        values: overrides by key, with ``__`` for the dot (``out="runs/a"``, ``task__data="*.txt"``).
+        values: overrides by key, with ``__`` for the dot: ``out="runs/a"``, ``task__name="text"``.
 
     Raises:
         UserError: for a mistake in the config, the data or the run folder, in one sentence.

@@ -15,8 +15,8 @@ class SupernetOptimizer:
 
     Parameters whose gradient is None (no arch of the step used them) are left alone.
 
-    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; Loshchilov
-    and Hutter 2017 (AdamW).
+    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks";
+    Loshchilov and Hutter 2017 (AdamW).
 
     Args:
         supernet: whose maximal parameters are optimised.
