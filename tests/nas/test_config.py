@@ -16,9 +16,11 @@ def test_file_overrides_and_arguments_are_merged_in_this_order(tmp_path: Path) -
         'seed = 3\n[train]\nmatrix_lr = 1e-3\nbatch_size = 4\n[search]\nsampler = "random"\n'
     )
     config = load_config(
-        str(path), ["train.batch_size=16", "search.sampler=nsga2", "search.constraints=latency_ms<=2"],
-        budget="90s", task__name=None,
-    )  # fmt: skip
+        str(path),
+        ["train.batch_size=16", "search.sampler=nsga2", "search.constraints=latency_ms<=2"],
+        budget="90s",
+        task__name=None,
+    )
     assert config.seed == 3
     assert config.train.matrix_lr == 1e-3
     assert config.train.batch_size == 16
