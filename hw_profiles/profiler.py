@@ -40,6 +40,8 @@ CALIBRATION_SHARE = 0.25
 """Share of the time budget that whole networks get."""
 
 TOLERATED_OVERRUN = 1.1
+TOLERATED_MAPE = 10.0
+"""Error of left-out networks, in percent, above which the machine is called busy."""
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +96,7 @@ def profile(
         progress=lambda done, text: report(1 - CALIBRATION_SHARE * (1 - done), text),
     )
     table.save(path)
+    _say_too_busy(table, workloads)
     report(1.0, "table ready")
     return table
 
@@ -212,6 +215,24 @@ def _say_too_slow(time_budget_s: float, needed_s: float) -> None:
         needed_s,
         time_budget_s,
     )
+
+
+def _say_too_busy(table: LatencyTable, workloads: Sequence[Workload]) -> None:
+    for workload in workloads:
+        fit = table.correction(workload)
+        unreliable = sum(
+            not entry.reliable
+            for (name, _), entry in table.entries.items()
+            if name == workload.name
+        )
+        if unreliable or fit.mape > TOLERATED_MAPE:
+            log.warning(
+                "%s: networks are predicted to within %.0f %% and %d sub-blocks were disturbed; "
+                "the machine was busy, so profile again when it is not, or with real-time scheduling",
+                workload.name,
+                fit.mape,
+                unreliable,
+            )
 
 
 def without_inner_widths(specs: Sequence[SubBlockSpec]) -> list[SubBlockSpec]:

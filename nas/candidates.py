@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hw_profiles.latency_table import LatencyTable
-from hw_profiles.workload import Workload
 from nas.samplers import GeneCodec
 from predictors.encodings import Gene
 from searchspace.canonical import Genotypes
@@ -79,9 +78,10 @@ class Prices:
             "params": CostTable(space, num_params),
         }
         for item in table.workloads:
-            self._costs.setdefault(f"{item.phase}_ms", latency_costs(space, table, item))
+            costs = table.costs_ms(space, item)
+            self._costs.setdefault(f"{item.phase}_ms", costs)
             if item.name == workload:
-                self._costs["latency_ms"] = latency_costs(space, table, item)
+                self._costs["latency_ms"] = costs
 
     @property
     def metrics(self) -> list[str]:
@@ -91,17 +91,6 @@ class Prices:
     def of(self, metric: str, genotypes: Genotypes) -> Floats:
         """Return a metric of canonical genotypes (N, G), shape (N,)."""
         return self._costs[metric].of(genotypes)
-
-
-def latency_costs(space: SearchSpace, table: LatencyTable, workload: Workload) -> CostTable:
-    """Return the table's latency in ms, with its affine correction, of every choice of a space."""
-    fit = table.correction(workload)
-    return CostTable(
-        space,
-        lambda spec: fit.scale * table.entry(workload, spec.key).latency_us / 1e3,
-        intercept=fit.intercept_us / 1e3,
-        per_sub_block=fit.per_sub_block_us / 1e3,
-    )
 
 
 @dataclass(frozen=True)

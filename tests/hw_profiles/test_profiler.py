@@ -143,6 +143,23 @@ def test_too_short_a_budget_interpolates_inner_widths_and_says_so(
     assert all(table.latency_ms(space.decode(row), WORKLOADS[0]) > 0 for row in genotypes)
 
 
+def test_a_busy_machine_is_said(
+    space: SearchSpace,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(profiler, "TOLERATED_MAPE", math.inf)
+    with caplog.at_level("WARNING"):
+        profile(space, WORKLOADS[:1], tmp_path / "quiet.json")
+    assert "busy" not in caplog.text
+    monkeypatch.setattr(profiler, "TOLERATED_MAPE", 0.0)
+    with caplog.at_level("WARNING"):
+        profile(space, WORKLOADS[:1], tmp_path / "busy.json")
+    assert "prefill_b1_t12" in caplog.text
+    assert "the machine was busy" in caplog.text
+
+
 def test_widths_that_are_kept(space: SearchSpace) -> None:
     kept = [
         s.intermediate_size
