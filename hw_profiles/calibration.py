@@ -77,7 +77,10 @@ def raw_sum_us(table: LatencyTable, arch: Arch, workload: Workload) -> float:
 def calibration_archs(
     table: LatencyTable, space: SearchSpace, workloads: Sequence[Workload], seed: int
 ) -> list[Arch]:
-    """Draw random archs and return some whose table sums are evenly spread, extremes included."""
+    """Return random archs at even quantiles of the table sums, the extremes included.
+
+    Even quantiles and not even latencies: the fit must hold for the archs that a search sees.
+    """
     rng = np.random.default_rng(seed)
     pool = {
         arch.id: arch for arch in map(space.decode, space.sample_genotypes(rng, CALIBRATION_POOL))
@@ -90,10 +93,7 @@ def calibration_archs(
             continue
     if not sums:
         return []
-    wanted = np.geomspace(min(sums.values()), max(sums.values()), CALIBRATION_NETWORKS)
-    chosen: dict[str, None] = {}
-    for target in wanted:
-        rest = [arch_id for arch_id in sums if arch_id not in chosen]
-        if rest:
-            chosen[min(rest, key=lambda arch_id: abs(sums[arch_id] - target))] = None
+    ranked = sorted(sums, key=lambda arch_id: sums[arch_id])
+    ranks = np.linspace(0, len(ranked) - 1, min(CALIBRATION_NETWORKS, len(ranked)))
+    chosen = dict.fromkeys(ranked[round(rank)] for rank in ranks)
     return [pool[arch_id] for arch_id in chosen]

@@ -228,7 +228,7 @@ def _say_too_busy(table: LatencyTable, workloads: Sequence[Workload]) -> None:
         if unreliable or fit.mape > TOLERATED_MAPE:
             log.warning(
                 "%s: networks are predicted to within %.0f %% and %d sub-blocks were disturbed; "
-                "the machine was busy, so profile again when it is not, or with real-time scheduling",
+                "the machine was busy; profile again when it is not, or with real-time scheduling",
                 workload.name,
                 fit.mape,
                 unreliable,

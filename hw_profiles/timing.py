@@ -29,7 +29,7 @@ from hw_profiles.samples import TooBusyError as TooBusyError
 
 Call = Callable[[], object]
 
-MIN_ROUNDS = 5
+MIN_ROUNDS = 3
 SENTINEL_SHARE = 0.2
 """Share of a round's time that goes to the sentinel."""
 MIN_SENTINELS = 2

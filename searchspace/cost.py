@@ -67,7 +67,6 @@ class CostTable:
         space: the search space.
         cost: cost of one sub-block, in any unit.
         intercept: added once per network.
-        per_sub_block: added for every sub-block, the ends included.
     """
 
     def __init__(
@@ -75,14 +74,13 @@ class CostTable:
         space: SearchSpace,
         cost: SpecCost,
         intercept: float = 0.0,
-        per_sub_block: float = 0.0,
     ) -> None:
         self.space = space
         self._intercept = intercept
         self._halves = [_Half(space, genes) for genes in (_mixer_genes(space), _ffn_genes(space))]
 
         def priced(spec: SubBlockSpec | None) -> float:
-            return 0.0 if spec is None else cost(spec) + per_sub_block
+            return 0.0 if spec is None else cost(spec)
 
         self._ends = np.array([priced(EndsSpec(d, space.vocab_size)) for d in space.d_model])
         self._tables = [

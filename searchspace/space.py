@@ -350,7 +350,8 @@ class SearchSpace:
             if gene not in shares:
                 shares[gene] = rng.dirichlet(np.ones(len(choices)), size=num).cumsum(axis=1)
             drawn = (rng.random((num, 1)) > shares[gene][:, :-1]).sum(axis=1)
-            kept = rng.random(num) < keep[:, 0]
+            # Depth stays spread evenly.
+            kept = (rng.random(num) < keep[:, 0]) & (gene != "skip")
             out[:, self.columns[name]] = np.where(kept, 0, drawn)
         return self.canonical(out)
 

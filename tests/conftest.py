@@ -34,3 +34,10 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(torch, "empty", empty)
     yield
+
+
+@pytest.fixture(autouse=True)
+def ordinary_floats() -> Iterator[None]:
+    """Undo what `prepare_process` sets for the whole process: tests may need denormal numbers."""
+    yield
+    torch.set_flush_denormal(False)

@@ -366,10 +366,10 @@ class TestCosts:
 
     def test_intercept_and_dispatch(self) -> None:
         rows = LISTED.sample_genotypes(np.random.default_rng(1), 20)
-        priced = CostTable(LISTED, num_params, intercept=5.0, per_sub_block=100.0).of(rows)
+        priced = CostTable(LISTED, num_params, intercept=5.0).of(rows)
         for row, value in zip(rows, priced, strict=True):
             arch = LISTED.decode(row)
-            expected = 5.0 + 100.0 * len(arch.sub_blocks()) + arch_cost(arch, num_params)
+            expected = 5.0 + arch_cost(arch, num_params)
             assert value == expected
 
     def test_reachable_specs_are_exactly_those_of_all_archs(self) -> None:
