@@ -45,7 +45,7 @@ def space() -> SearchSpace:
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiler, "ROUNDS", 3)
     monkeypatch.setattr(profiler, "GROUP_SIZE", 4)
-    monkeypatch.setattr(calibration, "CALIBRATION_POOL", 32)
+    monkeypatch.setattr(calibration, "CALIBRATION_POOL", 64)
     monkeypatch.setattr(subnets, "SUBNET_ROUNDS", 2)
 
 
