@@ -19,7 +19,7 @@ from nas.evaluation import held_out_loss
 from nas.tasks.language_model import LanguageModelTask
 from searchspace.arch import Arch
 from searchspace.errors import UserError
-from searchspace.files import write_json
+from searchspace.files import temporary_name, write_json
 from searchspace.subnet import Subnet, state_bytes
 from searchspace.supernet import Supernet
 
@@ -65,7 +65,7 @@ def export_subnet(
         ExportFailed: when the reloaded network differs from the supernet.
         UserError: when the folder cannot be written to.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(folder)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         _write(source, arch, temporary)

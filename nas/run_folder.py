@@ -8,7 +8,7 @@ from typing import Any
 
 from nas.config import ExperimentConfig
 from searchspace.errors import UserError
-from searchspace.files import read_json, write_json
+from searchspace.files import read_json, remove_leftovers, write_json
 
 # What a folder's tables, weights and evaluations depend on. The other keys (budgets, the search's
 # length, what is exported) may change from one command to the next.
@@ -108,6 +108,7 @@ class RunFolder:
                 "--out"
             )
         write_json(self.config, new)
+        remove_leftovers(self.path)
 
 
 def _at(values: Any, key: str) -> Any:

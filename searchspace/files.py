@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -101,8 +102,34 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
+def temporary_name(path: Path) -> Path:
+    """Return the name under which this process prepares `path`, beside it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were preparing in a folder; living ones are left alone."""
+    for path in folder.rglob(".*.tmp"):
+        process = path.suffixes[-2].removeprefix(".") if len(path.suffixes) > 1 else ""
+        if process.isdigit() and not _is_running(int(process)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                remove(path)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
