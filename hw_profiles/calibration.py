@@ -21,7 +21,7 @@ from searchspace.subnet import Subnet
 
 Progress = Callable[[float, str], None]
 
-CALIBRATION_NETWORKS = 20
+CALIBRATION_NETWORKS = 24
 CALIBRATION_POOL = 256
 
 

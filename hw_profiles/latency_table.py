@@ -1,15 +1,16 @@
 """`LatencyTable`: measured sub-block latencies of one device, and what networks made of them cost.
 
-A network's latency is an intercept plus, for every sub-block, its scaled entry, a constant, and a
-constant per byte of weights; the few constants are fitted on whole networks that are timed together
-with the table.
+A network's latency is the scaled sum of its sub-blocks' entries, plus a constant for each, plus an
+intercept, plus a price for the weights that exceed the caches near the cores: a sub-block timed
+alone keeps its weights there, a large network cannot. The few constants are fitted on whole
+networks that are timed together with the table.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,13 +21,16 @@ from numpy.typing import NDArray
 from hw_profiles.device import Device
 from hw_profiles.workload import Workload
 from searchspace.arch import Arch
-from searchspace.cost import CostTable
+from searchspace.cost import CostTable, arch_cost, weight_bytes
 from searchspace.errors import UserError
 from searchspace.files import read_json, write_json
 from searchspace.space import SearchSpace
+from searchspace.specs import SubBlockSpec
+
+FloatArray = NDArray[np.float64]
 
 FORMAT = "hwnas-latency-table"
-VERSION = 1
+VERSION = 2
 WHAT = "latency table"
 MIB = 2**20
 MEASURED, INTERPOLATED = "measured", "interpolated"
@@ -46,7 +50,6 @@ class Entry:
         reliable: False when too few did.
         implementation: the class that was timed.
         measured_at: ISO 8601 time, UTC.
-        weight_bytes: of the sub-block, packed.
         source: ``"measured"`` or ``"interpolated"``.
     """
 
@@ -58,7 +61,6 @@ class Entry:
     reliable: bool
     implementation: str
     measured_at: str
-    weight_bytes: int = 0
     source: str = MEASURED
 
 
@@ -69,7 +71,8 @@ class Correction:
     Args:
         scale: factor of every entry.
         per_sub_block_us: added for every sub-block, the ends included.
-        us_per_weight_mib: added for every MiB of weights.
+        us_per_spilled_mib: added for every MiB of weights beyond `cache_mib`.
+        cache_mib: weights that stay near the cores from one pass to the next.
         intercept_us: added once; may be below 0.
         mape: mean absolute error in percent of networks left out of the fit one by one; NaN when
             nothing was fitted.
@@ -78,10 +81,41 @@ class Correction:
 
     scale: float = 1.0
     per_sub_block_us: float = 0.0
-    us_per_weight_mib: float = 0.0
+    us_per_spilled_mib: float = 0.0
+    cache_mib: float = 0.0
     intercept_us: float = 0.0
     mape: float = math.nan
     num_networks: int = 0
+
+    def network_us(self, weight_bytes: FloatArray) -> FloatArray:
+        """Return what is added once for a network of this many bytes of weights."""
+        spilled_mib = np.maximum(weight_bytes / MIB - self.cache_mib, 0.0)
+        return self.intercept_us + self.us_per_spilled_mib * spilled_mib
+
+
+class LatencyCosts(CostTable):
+    """Latencies of many genotypes of a space at once.
+
+    Args:
+        space: the search space.
+        sub_block_us: corrected latency of a sub-block.
+        correction: of the workload.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        sub_block_us: Callable[[SubBlockSpec], float],
+        correction: Correction,
+    ) -> None:
+        super().__init__(space, sub_block_us)
+        self._weights = CostTable(space, weight_bytes)
+        self._correction = correction
+
+    def of(self, genotypes: NDArray[np.int64]) -> FloatArray:
+        """Return the latency in ms of each row of canonical `genotypes` (n, genes), shape (n,)."""
+        network_us = self._correction.network_us(self._weights.of(genotypes))
+        return np.asarray((super().of(genotypes) + network_us) / 1e3)
 
 
 @dataclass
@@ -149,41 +183,41 @@ class LatencyTable:
         """Return the affine correction; the identity where none was fitted."""
         return self.corrections.get(workload.name, Correction())
 
-    def sub_block_us(self, workload: Workload, keys: Iterable[str]) -> NDArray[np.float64]:
-        """Return the corrected latency of each key; a network's is their sum and the intercept.
+    def sub_block_us(self, workload: Workload, keys: Iterable[str]) -> FloatArray:
+        """Return the corrected latency of each key.
+
+        A network's latency is their sum and `Correction.network_us`.
 
         Raises:
             UserError: naming a key that was not measured.
         """
         fit = self.correction(workload)
-        found = [self.entry(workload, key) for key in keys]
-        measured_us = np.array([item.latency_us for item in found], dtype=np.float64)
-        weight_mib = np.array([item.weight_bytes for item in found], dtype=np.float64) / MIB
-        by_weight_us = fit.us_per_weight_mib * weight_mib
-        return np.asarray(fit.scale * measured_us + by_weight_us + fit.per_sub_block_us)
+        measured_us = [self.entry(workload, key).latency_us for key in keys]
+        return fit.scale * np.array(measured_us, dtype=np.float64) + fit.per_sub_block_us
 
-    def costs_ms(self, space: SearchSpace, workload: Workload) -> CostTable:
-        """Return the latency in ms of every choice of a space, to price many genotypes at once.
+    def costs_ms(self, space: SearchSpace, workload: Workload) -> LatencyCosts:
+        """Return the latency of every choice of a space, to price many genotypes at once.
 
         Raises:
             UserError: naming a key that was not measured.
         """
-        return CostTable(
+        return LatencyCosts(
             space,
-            lambda spec: float(self.sub_block_us(workload, [spec.key])[0]) / 1e3,
-            intercept=self.correction(workload).intercept_us / 1e3,
+            lambda spec: float(self.sub_block_us(workload, [spec.key])[0]),
+            self.correction(workload),
         )
 
     def breakdown(self, arch: Arch, workload: Workload) -> list[tuple[str, float]]:
-        """Return (key, corrected latency in ms) of every sub-block, and the intercept last.
+        """Return (key, corrected latency in ms) of every sub-block, and what is added once, last.
 
         Raises:
             UserError: naming a key that was not measured.
         """
         keys = [spec.key for spec in arch.sub_blocks()]
         parts_ms = self.sub_block_us(workload, keys) / 1e3
-        overhead = ("network overhead", self.correction(workload).intercept_us / 1e3)
-        return [*zip(keys, parts_ms.tolist(), strict=True), overhead]
+        weights = np.array(arch_cost(arch, weight_bytes))
+        once_ms = float(self.correction(workload).network_us(weights)) / 1e3
+        return [*zip(keys, parts_ms.tolist(), strict=True), ("whole network", once_ms)]
 
     def latency_ms(self, arch: Arch, workload: Workload) -> float:
         """Return the predicted latency of a whole network.
@@ -306,6 +340,5 @@ def _between(low: Entry, high: Entry, share: float) -> Entry:
         reliable=low.reliable and high.reliable,
         implementation=low.implementation,
         measured_at=min(low.measured_at, high.measured_at),
-        weight_bytes=round(mix("weight_bytes")),
         source=INTERPOLATED,
     )

@@ -40,11 +40,11 @@ def peak_mib(network: nn.Module, workload: Workload) -> float:
     return float(memory.peak_bytes / MIB)
 
 
-class TensorMemory(TorchDispatchMode):
+class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]
     """Counts the bytes of all tensor storages that are alive, and their peak."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
         self.live_bytes: int = 0
         self.peak_bytes: int = 0
         self._alive: dict[int, int] = {}

@@ -26,7 +26,6 @@ from hw_profiles.workload import Workload
 from searchspace.errors import UserError
 from searchspace.space import SearchSpace
 from searchspace.specs import FFNSpec, SubBlockSpec
-from searchspace.subnet import weight_bytes
 
 Progress = Callable[[float, str], None]
 
@@ -264,5 +263,4 @@ def to_entry(timing: Timing, block: nn.Module) -> Entry:
         reliable=timing.reliable,
         implementation=type(getattr(block, "op", block)).__name__,
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        weight_bytes=weight_bytes(block),
     )

@@ -14,19 +14,18 @@ from searchspace.arch import Arch
 from searchspace.errors import UserError
 from searchspace.space import SearchSpace
 from searchspace.specs import FFNSpec
+from searchspace.subnet import Subnet
 from tests.hw_profiles.test_device import DEVICE
 
 WORKLOADS = (prefill(1, 16), decode(1, 16))
 FITS = {
-    WORKLOADS[0].name: Correction(1.25, 7.0, 30.0, 40.0, 2.5, 14),
-    WORKLOADS[1].name: Correction(0.9, -1.0, 0.0, -12.0, math.nan, 14),
+    WORKLOADS[0].name: Correction(1.25, 7.0, 300.0, 0.05, 40.0, 2.5, 14),
+    WORKLOADS[1].name: Correction(0.9, -1.0, 0.0, 0.0, -12.0, math.nan, 14),
 }
 
 
 def entry(latency_us: float) -> Entry:
-    return Entry(
-        latency_us / 1000.0, latency_us, 0.01, 12, 0.9, True, "X", "2026-01-01T00:00:00", 1000
-    )
+    return Entry(latency_us / 1000.0, latency_us, 0.01, 12, 0.9, True, "X", "2026-01-01T00:00:00")
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +54,10 @@ def test_latency_is_the_corrected_sum(space: SearchSpace, table: LatencyTable) -
         for workload in WORKLOADS:
             fit, total_us = FITS[workload.name], FITS[workload.name].intercept_us
             for spec in arch.sub_blocks():
-                measured = table.entries[workload.name, spec.key]
-                total_us += fit.scale * measured.latency_us + fit.per_sub_block_us
-                total_us += fit.us_per_weight_mib * measured.weight_bytes / 2**20
+                measured = table.entries[workload.name, spec.key].latency_us
+                total_us += fit.scale * measured + fit.per_sub_block_us
+            spilled_mib = Subnet(arch).weight_bytes() / 2**20 - fit.cache_mib
+            total_us += fit.us_per_spilled_mib * max(spilled_mib, 0.0)
             assert table.latency_ms(arch, workload) == pytest.approx(total_us / 1e3)
 
 
@@ -65,7 +65,8 @@ def test_breakdown_names_every_part(space: SearchSpace, table: LatencyTable) -> 
     arch = space.largest()
     parts = table.breakdown(arch, WORKLOADS[0])
     assert [name for name, _ in parts[:-1]] == [spec.key for spec in arch.sub_blocks()]
-    assert parts[-1] == ("network overhead", 0.04)
+    assert parts[-1][0] == "whole network"
+    assert parts[-1][1] > 0.04
     assert sum(ms for _, ms in parts) == pytest.approx(table.latency_ms(arch, WORKLOADS[0]))
 
 
@@ -199,29 +200,32 @@ def networks(num: int, noise: float = 0.0) -> tuple[np.ndarray, ...]:
 
 
 TRUTHS = [
-    (0.8, 0.0, 0.0, 0.0),
-    (1.2, 30.0, 0.0, 0.0),
-    (0.9, 12.0, 0.0, 400.0),
-    (1.1, 0.0, 0.0, -50.0),
-    (1.1, 0.0, 200.0, -40.0),
+    (0.8, 0.0, 0.0, 0.0, 0.0),
+    (1.2, 30.0, 0.0, 0.0, 0.0),
+    (0.9, 12.0, 0.0, 0.0, 400.0),
+    (1.1, 0.0, 0.0, 0.0, -50.0),
+    (1.1, 0.0, 200.0, 2.0, 0.0),
+    (1.1, 0.0, 200.0, 3.0, -30.0),
 ]
 
 
 @pytest.mark.parametrize("truth", TRUTHS)
 def test_fit_recovers_what_made_the_latencies(truth: tuple[float, ...]) -> None:
-    sums, counts, weights, _ = networks(16)
-    measured = truth[0] * sums + truth[1] * counts + truth[2] * weights / 2**20 + truth[3]
+    sums, counts, weights, _ = networks(20)
+    scale, constant, per_spilled, cache_mib, intercept = truth
+    spilled_mib = np.maximum(weights / 2**20 - cache_mib, 0.0)
+    measured = scale * sums + constant * counts + per_spilled * spilled_mib + intercept
     fit = fit_correction(sums, counts, weights, measured, 40.0)
-    found = (fit.scale, fit.per_sub_block_us, fit.us_per_weight_mib, fit.intercept_us)
-    np.testing.assert_allclose(found, truth, rtol=1e-6, atol=1e-4)
+    found = (fit.scale, fit.per_sub_block_us, fit.us_per_spilled_mib, fit.cache_mib)
+    np.testing.assert_allclose((*found, fit.intercept_us), truth, rtol=1e-6, atol=1e-4)
     assert fit.mape < 1e-6
-    assert fit.num_networks == 16
+    assert fit.num_networks == 20
 
 
 def test_noise_does_not_buy_more_terms() -> None:
     sums, counts, weights, noise = networks(16, 0.03)
     fit = fit_correction(sums, counts, weights, sums * noise, 40.0)
-    assert (fit.per_sub_block_us, fit.us_per_weight_mib, fit.intercept_us) == (0.0, 0.0, 0.0)
+    assert (fit.per_sub_block_us, fit.us_per_spilled_mib, fit.intercept_us) == (0.0, 0.0, 0.0)
     assert fit.scale == pytest.approx(1.0, abs=0.03)
     assert 1.0 < fit.mape < 5.0
 
@@ -232,8 +236,9 @@ def test_nothing_is_priced_below_zero() -> None:
     assert fit_correction(sums, counts, weights, measured, 90.0).per_sub_block_us < 0
     fit = fit_correction(sums, counts, weights, measured, 40.0)
     assert fit.scale * 40.0 + fit.per_sub_block_us > 0
-    measured = sums - 0.6 * sums.min()
-    assert fit_correction(sums, counts, weights, measured, 40.0).intercept_us > -0.5 * sums.min()
+    measured = sums - 0.8 * sums.min()
+    fit = fit_correction(sums, counts, weights, measured, 40.0)
+    assert fit.scale * sums.min() + fit.intercept_us > 0.4 * sums.min()
 
 
 def test_few_networks_only_fit_a_scale() -> None:

@@ -64,7 +64,7 @@ def test_every_reachable_sub_block_is_measured(space: SearchSpace, tmp_path: Pat
     assert seen[-1] == 1.0
     for workload in WORKLOADS:
         fit = table.correction(workload)
-        assert fit.num_networks == 20
+        assert fit.num_networks == 24
         assert math.isfinite(fit.mape)
         assert table.latency_ms(space.largest(), workload) > 0
     assert LatencyTable.load(path).entries == table.entries
@@ -172,7 +172,7 @@ def test_widths_that_are_kept(space: SearchSpace) -> None:
 def test_calibration_networks_are_spread(space: SearchSpace, tmp_path: Path) -> None:
     table = profile(space, WORKLOADS[:1], tmp_path / "t.json")
     archs = calibration_archs(table, space, WORKLOADS[:1], seed=0)
-    assert len({arch.id for arch in archs}) == len(archs) == 20
+    assert len({arch.id for arch in archs}) == len(archs) == 24
     sums = [raw_sum_us(table, arch, WORKLOADS[0]) for arch in archs]
     rows = space.sample_genotypes(np.random.default_rng(0), calibration.CALIBRATION_POOL)
     pool = [raw_sum_us(table, space.decode(row), WORKLOADS[0]) for row in rows]
