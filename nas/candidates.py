@@ -105,7 +105,9 @@ class Objectives:
     constraints: tuple[Constraint, ...]
 
     @classmethod
-    def parse(cls, names: Sequence[str], constraints: Sequence[str], known: Sequence[str]) -> Any:
+    def parse(
+        cls, names: Sequence[str], constraints: Sequence[str], known: Sequence[str]
+    ) -> Objectives:
         """Check names and read constraints against the metrics that are known.
 
         Raises:
@@ -125,6 +127,11 @@ class Objectives:
         return [constraint for constraint in self.constraints if constraint.metric != "loss"]
 
 
+def genes_of(space: SearchSpace) -> list[Gene]:
+    """Return a space's genes as the predictors and samplers describe them."""
+    return [Gene(name, "categorical", choices=tuple(v)) for name, v in space.genes.items()]
+
+
 class SpaceCodec(GeneCodec):
     """A search space as the samplers see it: vectorised, with exact costs.
 
@@ -142,8 +149,7 @@ class SpaceCodec(GeneCodec):
         objectives: Objectives,
         scores: Any = None,
     ) -> None:
-        genes = [Gene(name, "categorical", choices=tuple(v)) for name, v in space.genes.items()]
-        super().__init__(genes)
+        super().__init__(genes_of(space))
         self._space, self._prices, self._objectives, self._scores = (
             space, prices, objectives, scores,
         )  # fmt: skip

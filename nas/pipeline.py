@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from hw_profiles.device import Device
 from hw_profiles.latency_table import LatencyTable
@@ -21,13 +22,21 @@ from nas.export import ExportSource, export_subnet
 from nas.front import FrontSources, measure_front, uniform_networks, write_front
 from nas.progress import Reporter
 from nas.run_folder import RunFolder
-from nas.study import SearchProblem, SearchRun, evaluated, open_study, search_summary, sqlite_url
+from nas.study import (
+    Evaluated,
+    SearchProblem,
+    SearchRun,
+    evaluated,
+    open_study,
+    search_summary,
+    sqlite_url,
+)
 from nas.tasks import prepare_task
 from nas.tasks.language_model import LanguageModelTask
 from nas.training import load_supernet, read_state, train_supernet
 from nas.warm_start import TrainingFreeScore, training_free_score
 from searchspace.arch import Arch
-from searchspace.errors import UserError
+from searchspace.errors import UserError, unknown
 from searchspace.files import read_json, write_json
 from searchspace.space import SearchSpace
 from searchspace.supernet import Supernet
@@ -118,10 +127,7 @@ class Pipeline:
     def objectives(self) -> Objectives:
         """What is minimised, under which limits."""
         search = self.config.search
-        found: Objectives = Objectives.parse(
-            search.objectives, search.constraints, self.prices.metrics
-        )
-        return found
+        return Objectives.parse(search.objectives, search.constraints, self.prices.metrics)
 
     @property
     def storage(self) -> str:
@@ -145,7 +151,6 @@ class Pipeline:
         """Refuse wrong names in the search section before hours are spent on training."""
         from nas.samplers import SAMPLERS
         from predictors.zero_cost import get_metric
-        from searchspace.errors import unknown
 
         if self.config.search.sampler not in SAMPLERS:
             raise unknown("sampler", self.config.search.sampler, SAMPLERS)
@@ -177,7 +182,7 @@ class Pipeline:
 
     def train(self) -> None:
         """Train the supernet."""
-        self.__dict__["supernet"] = train_supernet(
+        self.supernet = train_supernet(
             self.space,
             self.task,
             self.config.train,
@@ -235,7 +240,7 @@ class Pipeline:
             sources, items, codec, self.config.export, self.folder.path, self.reporter
         )
         write_front(self.folder.path, front)
-        self._export_subnets(front)
+        self._export_subnets(front, items)
 
     def report(self) -> Path:
         """Write the HTML report."""
@@ -250,17 +255,21 @@ class Pipeline:
         return Run(self.folder.path, front, subnets, self.folder.path / "report.html")
 
     def _scores(self) -> TrainingFreeScore | None:
-        batch_size, tokens = METRIC_BATCH
-        inputs, targets = self.task.train_batch(0, batch_size, self.config.seed)
         return training_free_score(
             self.space,
             self.config.search.metrics,
             self.config.search.metric_pool,
-            (inputs[:, :tokens], targets[:, :tokens]),
+            self._metric_batch(),
             self.folder.metric_scores,
             seed=self.config.seed,
             reporter=self.reporter,
         )
+
+    def _metric_batch(self) -> tuple[Tensor, Tensor]:
+        """Return the inputs and targets (B, T) that training-free metrics are computed on."""
+        batch_size, tokens = METRIC_BATCH
+        inputs, targets = self.task.train_batch(0, batch_size, self.config.seed)
+        return inputs[:, :tokens], targets[:, :tokens]
 
     def _metric_agreement(self, search: SearchRun) -> dict[str, Any]:
         """Return how well each training-free metric orders archs by their evaluated loss."""
@@ -272,15 +281,9 @@ class Pipeline:
         losses = [search.losses[item.arch.id] for item in items]
         if len(items) < 3:
             return {}
-        batch_size, tokens = METRIC_BATCH
-        inputs, targets = self.task.train_batch(0, batch_size, self.config.seed)
         names = tuple(dict.fromkeys(("params", *self.config.search.metrics)))
-        scores = score_archs(
-            names,
-            [item.arch for item in items],
-            (inputs[:, :tokens], targets[:, :tokens]),
-            self.config.seed,
-        )
+        archs = [item.arch for item in items]
+        scores = score_archs(names, archs, self._metric_batch(), self.config.seed)
         return {
             name: {
                 "kendall_tau": float(kendalltau(values, [-loss for loss in losses]).statistic),
@@ -289,22 +292,20 @@ class Pipeline:
             for name, values in scores.items()
         }
 
-    def _export_subnets(self, front: dict[str, Any]) -> None:
+    def _export_subnets(self, front: dict[str, Any], items: list[Evaluated]) -> None:
         source = ExportSource(self.supernet, self.task, self.config.export.test_tokens // 4)
         records = {r["arch_id"]: r for group in front["groups"].values() for r in group}
-        wanted = self._chosen(front)
+        wanted = self._chosen(front, items)
         with self.reporter.bar("export") as bar:
             for index, arch in enumerate(wanted):
                 folder = self.folder.subnets / arch.id
                 export_subnet(source, arch, folder, records.get(arch.id, {}))
                 bar.update((index + 1) / len(wanted))
 
-    def _chosen(self, front: dict[str, Any]) -> list[Arch]:
+    def _chosen(self, front: dict[str, Any], items: list[Evaluated]) -> list[Arch]:
         """Return the archs that `export.choose` names, without repeats."""
         members = {r["arch_id"]: Arch.from_dict(r["arch"]) for r in front["groups"]["front"]}
-        known = {
-            item.arch.id: item.arch for item in evaluated(open_study(self.storage, self.objectives))
-        }
+        known = {item.arch.id: item.arch for item in items}
         chosen: dict[str, Arch] = {}
         for name in self.config.export.choose:
             if name == "all":
@@ -319,13 +320,3 @@ class Pipeline:
                 )
             chosen[arch.id] = arch
         return list(chosen.values())
-
-
-def run_stages(
-    config: ExperimentConfig, stages: Sequence[str], reporter: Reporter | None = None
-) -> Pipeline:
-    """Run some stages by name and return the pipeline."""
-    pipeline = Pipeline(config, reporter)
-    for stage in stages:
-        getattr(pipeline, stage)()
-    return pipeline

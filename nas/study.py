@@ -141,12 +141,10 @@ class SearchRun:
         self._check_seeds_and_limits(codec)
         options: dict[str, Any] = {}
         if sampler == "predictor":
-            genotypes = np.array([self.space.encode(arch) for arch in self.seeds], dtype=np.int64)
-            genotypes = genotypes.reshape(-1, len(self.space.genes))
             options = {
                 "codec": codec,
                 "search_space": distributions(self.space),
-                "seed_params": self.space.to_params(genotypes),
+                "seed_params": [self._params(arch) for arch in self.seeds],
             }
         elif sampler == "nsga2":
             options = {"population_size": population}

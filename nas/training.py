@@ -12,9 +12,9 @@ import json
 import math
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,7 +32,9 @@ from searchspace.supernet import Supernet
 
 
 class TrainingTask(Protocol):
-    """What training needs of a task."""
+    """What training needs of a task: tokens per sequence, and batches."""
+
+    seq_len: int
 
     def train_batch(self, step: int, batch_size: int, seed: int) -> tuple[Tensor, Tensor]:
         """Return the inputs and targets (B, T) of a step; the same for the same arguments."""
@@ -240,12 +242,9 @@ class _Trainer:
         return hard.item(), log_probs.detach().exp_() if teacher is None else log_probs
 
     def describe(self, losses: dict[str, float]) -> str:
-        tokens = self.state.step * self.config.batch_size * self._seq_len()
+        tokens = self.state.step * self.config.batch_size * self.task.seq_len
         figures = " ".join(f"{name} {value:.2f}" for name, value in losses.items())
         return f"{figures} | {tokens / max(self.state.elapsed_s, 1e-9):,.0f} tokens/s"
-
-    def _seq_len(self) -> int:
-        return int(getattr(self.task, "seq_len", 0))
 
     def save(self) -> None:
         file = f"step-{self.state.step:07d}.safetensors"
@@ -256,15 +255,10 @@ class _Trainer:
             file = "model.safetensors"
         write_tensors(self.folder / file, tensors)
         self.state = replace(self.state, file=file)
-        write_json(self.folder / "state.json", vars_of(self.state))
+        write_json(self.folder / "state.json", asdict(self.state))
         for old in self.folder.glob("*.safetensors"):
             if old.name != file:
                 old.unlink()
-
-
-def vars_of(state: TrainState) -> dict[str, Any]:
-    """Return a state's JSON-ready form."""
-    return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
 
 
 def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nas.candidates import genes_of
 from nas.progress import Reporter
-from predictors.encodings import Gene, GeneEncoding
+from predictors.encodings import GeneEncoding
 from predictors.quality import QualityRegressor
 from searchspace.canonical import Genotypes
 from searchspace.files import read_json, write_json
@@ -29,8 +30,7 @@ class TrainingFreeScore:
     """The rank-aggregated training-free score of any genotype, learned from a scored pool."""
 
     def __init__(self, space: SearchSpace, pool: Genotypes, scores: Floats) -> None:
-        genes = [Gene(name, "categorical", choices=tuple(v)) for name, v in space.genes.items()]
-        self._encoding = GeneEncoding(genes)
+        self._encoding = GeneEncoding(genes_of(space))
         regressor = QualityRegressor(self._encoding.prior_scale, self._encoding.groups)
         self._regressor = regressor.fit(self._encoding.encode(pool), scores)
 
