@@ -13,31 +13,49 @@ from torch.utils._pytree import tree_leaves
 
 from hw_profiles.runners import runner
 from hw_profiles.workload import Workload
+from searchspace.ends import example_inputs
+from searchspace.linear import Linear
+from searchspace.subnet import Subnet
 
 MIB = 2**20
 
 
-def peak_mib(network: nn.Module, workload: Workload) -> float:
+def peak_mib(network: Subnet, workload: Workload) -> float:
     """Return the most memory that the tensors of one pass take at once, in MiB.
 
-    Counts weights, state, input, and every activation from the operator that makes it to the moment
-    it is freed. Scratch space inside single operators is not seen (matrix products and fused
-    attention need little), nor is the interpreter itself. Resident set size would be the obvious
-    alternative, but allocators keep freed memory, so it only says what the process once needed.
+    Counts weights, what low-bit kernels keep beside them, state, input, and every activation from
+    the operator that makes it to the moment it is freed. Scratch space inside single operators is
+    not seen (matrix products and fused attention need little), nor is the interpreter itself.
+    Resident set size would be the obvious alternative, but allocators keep freed memory, so it only
+    says what the process once needed.
 
     Args:
-        network: a `Subnet`.
+        network: in evaluation mode.
         workload: its batch and tokens.
     """
-    tokens = torch.zeros(workload.batch, workload.new_tokens, dtype=torch.long)
+    inputs = example_inputs(network.arch.ends, workload.batch, workload.new_tokens)
     with torch.no_grad():
         # Constants that modules keep for later (position tables, masks) are made here, once.
-        runner(network, tokens, workload)()
+        runner(network, inputs, workload)()
     with torch.no_grad(), TensorMemory() as memory:
-        for tensor in (*network.parameters(), *network.buffers(), tokens):
+        for tensor in (*network.parameters(), *network.buffers(), *kept_tensors(network), inputs):
             memory.track(tensor)
-        runner(network, tokens, workload)()
+        runner(network, inputs, workload)()
     return float(memory.peak_bytes / MIB)
+
+
+def kept_tensors(module: nn.Module) -> list[torch.Tensor]:
+    """Return what low-bit layers have derived from their stored tensors and keep for later calls.
+
+    Such as the 4-bit kernel's own layout of the weights: memory that is taken, but never stored.
+    """
+    leaves = [
+        leaf
+        for child in module.modules()
+        if isinstance(child, Linear)
+        for leaf in tree_leaves(child._runtime)
+    ]
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]

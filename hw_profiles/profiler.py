@@ -6,7 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -249,7 +249,7 @@ def without_inner_widths(specs: Sequence[SubBlockSpec]) -> list[SubBlockSpec]:
 
 
 def _family(spec: FFNSpec) -> object:
-    return spec.d_model, spec.ffn, spec.precision, spec.norm
+    return replace(spec, intermediate_size=0)
 
 
 def to_entry(timing: Timing, block: nn.Module) -> Entry:

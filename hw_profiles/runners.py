@@ -10,6 +10,7 @@ from torch import nn
 
 from hw_profiles.process import single_threaded
 from hw_profiles.workload import Workload
+from searchspace.ends import example_inputs
 from searchspace.specs import EndsSpec, SubBlockSpec
 from searchspace.sub_blocks import build_sub_block, pack, reset_sub_block
 
@@ -29,10 +30,12 @@ def build_for_timing(spec: SubBlockSpec, generator: torch.Generator) -> nn.Modul
 def sub_block_inputs(
     spec: SubBlockSpec, workload: Workload, generator: torch.Generator
 ) -> torch.Tensor:
-    """Return random input of the workload's shape: token ids for the ends, else activations."""
+    """Return random input of the workload's shape: token ids or images for the ends, else
+    activations (a class token is not counted).
+    """
     shape = (workload.batch, workload.new_tokens)
     if isinstance(spec, EndsSpec):
-        return torch.randint(spec.vocab_size, shape, generator=generator)
+        return example_inputs(spec, *shape, generator)
     return torch.randn(*shape, spec.d_model, generator=generator)
 
 
@@ -44,7 +47,7 @@ def runner(module: Any, inputs: torch.Tensor, workload: Workload) -> Callable[[]
 
     Args:
         module: a sub-block or a `Subnet`, with `init_state`.
-        inputs: activations (B, T, D) or token ids (B, T); T is 1 for decode.
+        inputs: activations (B, T, D), token ids (B, T) or images; T is 1 for decode.
         workload: what to run.
     """
     if workload.phase == "prefill":

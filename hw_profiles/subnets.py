@@ -11,6 +11,7 @@ from hw_profiles.runners import runner
 from hw_profiles.samples import Timing
 from hw_profiles.timing import Sentinel, time_interleaved
 from hw_profiles.workload import Workload
+from searchspace.ends import example_inputs
 from searchspace.subnet import Subnet
 
 Progress = Callable[[float, str], None]
@@ -63,10 +64,9 @@ def measure_subnets(
     for index, (workload, group) in enumerate(steps):
         calls = {}
         for name in group:
-            vocab_size = subnets[name].arch.vocab_size
-            shape = (workload.batch, workload.new_tokens)
-            tokens = torch.randint(vocab_size, shape, generator=generator)
-            calls[name] = runner(subnets[name], tokens, workload)
+            ends = subnets[name].arch.ends
+            inputs = example_inputs(ends, workload.batch, workload.new_tokens, generator)
+            calls[name] = runner(subnets[name], inputs, workload)
         timings = time_interleaved(
             calls,
             rounds=rounds or SUBNET_ROUNDS,

@@ -49,11 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
-        prog="nas", description="Hardware-aware neural architecture search for transformers."
+        prog="nas",
+        description="Hardware-aware neural architecture search for transformers.",
+        epilog=_task_list(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, summary in STAGES.items():
-        stage = commands.add_parser(name, help=summary, description=summary)
+        stage = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=_task_list(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         _add_run_options(stage)
         stage.set_defaults(command=_run_stage, stage=name)
     _add_generate(commands)
@@ -61,6 +70,22 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _task_list() -> str:
+    """Return every task with its summary, for the end of a help text."""
+    from nas.tasks.registry import TASKS
+
+    width = max(len(name) for name in TASKS)
+    lines = [f"  {name:<{width}}  {kind.summary}" for name, kind in TASKS.items()]
+    return "\n".join(["tasks (--task):", *lines])
+
+
+def _tasks_with_data() -> str:
+    from nas.tasks.registry import TASKS
+
+    *others, last = (name for name, kind in TASKS.items() if "data" in kind.uses)
+    return f"{', '.join(others)} or {last}"
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -71,8 +96,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="TOML file, or a run folder to go on with (default: the quick start's values)",
     )
     parser.add_argument("--preset", help="search space: a preset's name or a TOML file")
-    parser.add_argument("--task", help="stdlib, text or tokens")
-    parser.add_argument("--data", help="file, folder or 'GLOB' for --task text or tokens")
+    parser.add_argument("--task", metavar="TASK", help="what is learnt, see below")
+    parser.add_argument(
+        "--data",
+        help=f"file, folder or 'GLOB' for --task {_tasks_with_data()}; without --task, text",
+    )
     parser.add_argument("--budget", help="wall time of the whole run, such as 10m")
     parser.add_argument("--out", help="run folder (default: runs/quickstart)")
     parser.add_argument("--seed", type=int)
@@ -84,7 +112,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_generate(commands: Any) -> None:
-    generate = commands.add_parser("generate", help="stream text from an exported subnetwork")
+    summary = "stream text from an exported subnetwork of a text task"
+    generate = commands.add_parser("generate", help=summary, description=summary)
     generate.add_argument("folder", metavar="FOLDER", help="an exported folder, subnets/<arch id>")
     generate.add_argument("--prompt", required=True)
     generate.add_argument("--max-tokens", type=int, default=128)
@@ -158,9 +187,12 @@ def _print_run(run: Any, as_json: bool) -> None:
         f"hypervolume (measured): front {volumes['front']:.4f}, random archs "
         f"{volumes['random']:.4f}, uniform networks {volumes['uniform']:.4f}"
     )
-    best = run.front["chosen"]["best"]
     print(f"report:   {run.report}")
-    print(f"generate: nas generate {run.folder / 'subnets' / best} --prompt 'def '")
+    best = run.folder / "subnets" / run.front["chosen"]["best"]
+    if run.front["unit"] == "byte":
+        print(f"generate: nas generate {best} --prompt 'def '")
+    else:
+        print(f"load:     searchspace.subnet.Subnet.load({str(best)!r})")
 
 
 def _generate(options: argparse.Namespace) -> int:

@@ -25,27 +25,74 @@ class TrainConfig:
             `num_steps` is given.
         num_steps: number of steps (a token budget: `num_steps * batch_size * task.seq_len`).
         batch_size: sequences per step.
-        num_random: random archs per step, beside the largest and the smallest.
-        distillation: weight of the teacher's soft targets for all but the largest (0 to 1).
+        sampling: a name in `nas.arch_sampling.ARCH_SAMPLINGS`: which archs a step trains.
+        num_random: random archs per step, beside the largest and the smallest where the sampling
+            has them.
+        distillation: weight of the teacher's soft targets (0 to 1). The teacher is the largest of
+            the step, or after a first stage a frozen copy of the largest.
+        first_stage_share: share of the training in which the largest is trained alone. A frozen
+            copy of it then teaches all archs, the largest included. 0 for one stage only.
+        hidden_distillation: weight of the match with the frozen teacher's final hidden states.
+        attention_transfer_steps: steps after the first stage in which every other mixer learns to
+            do what softmax does in its slot, where the largest has softmax; 0 for none.
+        attention_transfer_lr: learning rate of Adam in them.
+        importance_ordering: put the most important heads, FFN channels and features first after
+            the first stage, so that smaller archs keep them.
         matrix_lr: learning rate of Muon, for the weight matrices of the layers.
         other_lr: learning rate of AdamW, for embedding, head, norms and biases.
         warmup_steps: steps of linear warm-up.
-        decay_share: share of the training over which the rate falls linearly to 0.
+        decay_share: share of every stage over which the rate falls linearly to 0.
+        norm_anneal_share: share of the training over which norms that are annealed (`prepbn`) turn
+            from their exact into their foldable form.
         precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"`` for the faster one here.
         checkpoint_s: seconds between checkpoints.
+
+    Raises:
+        UserError: for a share that is none, or a step between two stages where there is only one.
     """
 
     budget_s: float | None = None
     num_steps: int | None = None
     batch_size: int = 8
+    sampling: str = "sandwich"
     num_random: int = 1
     distillation: float = 0.5
+    first_stage_share: float = 0.0
+    hidden_distillation: float = 0.1
+    attention_transfer_steps: int = 0
+    attention_transfer_lr: float = 0.01
+    importance_ordering: bool = False
     matrix_lr: float = 0.02
     other_lr: float = 0.003
     warmup_steps: int = 20
     decay_share: float = 0.6
+    norm_anneal_share: float = 0.5
     precision: str = "auto"
     checkpoint_s: float = 20.0
+
+    def __post_init__(self) -> None:
+        from nas.arch_sampling import ARCH_SAMPLINGS
+
+        if self.sampling not in ARCH_SAMPLINGS:
+            raise unknown("train.sampling", self.sampling, ARCH_SAMPLINGS)
+        for name in ("distillation", "first_stage_share", "decay_share", "norm_anneal_share"):
+            share = getattr(self, name)
+            if not 0 <= share <= 1 or (name == "first_stage_share" and share == 1):
+                limit = "below 1" if name == "first_stage_share" else "1"
+                raise UserError(f"train.{name}={share} is no share; choose 0 to {limit}")
+        for name in ("num_random", "attention_transfer_steps", "hidden_distillation"):
+            if getattr(self, name) < 0:
+                raise UserError(f"train.{name}={getattr(self, name)} is negative; choose 0 or more")
+        between = {
+            "attention_transfer_steps": self.attention_transfer_steps,
+            "importance_ordering": self.importance_ordering,
+        }
+        for name, value in between.items():
+            if value and not self.first_stage_share:
+                raise UserError(
+                    f"train.{name}={value} needs a trained largest network; give it a first stage, "
+                    "such as train.first_stage_share=0.3"
+                )
 
 
 @dataclass(frozen=True)
@@ -54,13 +101,13 @@ class ProfileConfig:
 
     Args:
         workloads: such as ``prefill_b1_t256`` (one sequence of 256 tokens at once) or
-            ``decode_b1_t256`` (one more token after 256).
+            ``decode_b1_t256`` (one more token after 256). None are those of `default_workloads`.
         num_threads: threads of the device; None takes every core that may be used.
         budget_s: seconds of timing; None takes a share of the run's budget.
         realtime: use real-time scheduling for the timed bursts (needs the right to).
     """
 
-    workloads: tuple[str, ...] = ("prefill_b1_t256", "decode_b1_t256")
+    workloads: tuple[str, ...] = ()
     num_threads: int | None = None
     budget_s: float | None = None
     realtime: bool = False
@@ -74,7 +121,7 @@ class SearchConfig:
         sampler: a name in `nas.samplers.SAMPLERS`.
         objectives: what is minimised: ``loss`` and any of the metrics `latency_ms` (of
             `workload`), `prefill_ms`, `decode_ms`, `weight_bytes`, `params`.
-        workload: the workload that `latency_ms` means.
+        workload: the workload that `latency_ms` means; empty for the first that is profiled.
         constraints: such as ``latency_ms<=8``; over the same metrics.
         num_evaluations: candidates to evaluate; None means as many as `budget_s` allows.
         budget_s: seconds of search; None takes a share of the run's budget.
@@ -86,7 +133,7 @@ class SearchConfig:
 
     sampler: str = "predictor"
     objectives: tuple[str, ...] = ("loss", "latency_ms", "weight_bytes")
-    workload: str = "prefill_b1_t256"
+    workload: str = ""
     constraints: tuple[str, ...] = ()
     num_evaluations: int | None = None
     budget_s: float | None = None
@@ -137,7 +184,8 @@ class ExperimentConfig:
         parse_duration(self.budget)
         if self.seed < 0:
             raise UserError(f"seed={self.seed} is negative; choose 0 or more")
-        if self.search.workload not in self.profile.workloads:
+        known = ("", *self.profile.workloads)
+        if self.profile.workloads and self.search.workload not in known:
             raise UserError(
                 f"search.workload={self.search.workload!r} is not profiled; choose one of "
                 f"profile.workloads: {', '.join(self.profile.workloads)}"
@@ -183,6 +231,21 @@ class ExperimentConfig:
             UserError: for an unknown key or a value of the wrong type.
         """
         return _build(cls, values, "")
+
+
+def default_workloads(kind: str, seq_len: int, num_patches: int) -> tuple[str, ...]:
+    """Return what is timed when the config names no workloads.
+
+    Args:
+        kind: of the family: a decoder is timed at a prompt and one more token after it, the others
+            at one whole input.
+        seq_len: tokens of the task's inputs; at most 256 are timed of a decoder.
+        num_patches: tokens of an image.
+    """
+    if kind == "decoder":
+        tokens = min(seq_len, 256)
+        return f"prefill_b1_t{tokens}", f"decode_b1_t{tokens}"
+    return (f"prefill_b1_t{num_patches if kind == 'vit' else seq_len}",)
 
 
 SHARES = {"profile": 0.16, "train": 0.45, "search": 0.15, "export": 0.13, "report": 0.03}

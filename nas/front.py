@@ -1,6 +1,6 @@
 """The final front: chosen from the search, measured again, and compared with baselines.
 
-Every group (front, random archs, uniform softmax networks) inherits its weights from the same
+Every group (front, random archs, uniform networks) inherits its weights from the same
 supernet and is measured in the same interleaved session.
 """
 
@@ -21,18 +21,21 @@ from scipy.stats import kendalltau
 from hw_profiles.latency_table import LatencyTable
 from hw_profiles.profiler import measure_subnets, peak_mib
 from hw_profiles.workload import Workload
+from nas.calibration import calibrated_extract
 from nas.candidates import Objectives, SpaceCodec
 from nas.config import ExportConfig
-from nas.evaluation import held_out_loss
+from nas.evaluation import evaluation_amount, held_out_accuracy, held_out_loss
 from nas.pareto import greedy_hypervolume_subset, hypervolume, knee_index, non_dominated, normalise
 from nas.progress import Reporter
 from nas.study import Evaluated
-from nas.tasks.language_model import LanguageModelTask
+from nas.tasks.base import Task
+from nas.tasks.labelled import LabelledTask
 from searchspace.arch import Arch
 from searchspace.cost import arch_cost, num_params, weight_bytes
 from searchspace.errors import UserError
-from searchspace.files import read_json, write_json
+from searchspace.files import read_json, write_json, write_text
 from searchspace.space import SearchSpace
+from searchspace.specs import ABSENT
 from searchspace.subnet import Subnet
 from searchspace.supernet import Supernet
 
@@ -49,15 +52,17 @@ class FrontSources:
         objectives: of the search.
         workload: the workload that ``latency_ms`` means.
         seed: of the random archs and the timing order.
+        task_name: for the report.
     """
 
     space: SearchSpace
     supernet: Supernet
-    task: LanguageModelTask
+    task: Task
     table: LatencyTable
     objectives: Objectives
     workload: str
     seed: int
+    task_name: str
 
 
 def select_front(items: Sequence[Evaluated], size: int) -> list[Evaluated]:
@@ -84,20 +89,25 @@ def select_front(items: Sequence[Evaluated], size: int) -> list[Evaluated]:
 
 
 def uniform_networks(space: SearchSpace) -> dict[str, Arch]:
-    """Return the networks a person would try first: one softmax layer repeated, several sizes.
+    """Return the networks a person would try first, by name: one layer repeated, several sizes.
 
-    Every width at full, half and a sixth of the depth; all heads, rotary positions, fp32, and the
-    FFN width that is nearest to four times the model width.
+    The layer has softmax attention, or the first mixer of a space without it. Every width at full,
+    half and the least depth; all heads, rotary positions and fp32 where the space has them, and
+    the FFN width that is nearest to four times the model width.
     """
-    networks: dict[str, Arch] = {}
-    mixer = "softmax" if "softmax" in space.mixers else next(iter(space.mixers))
+    mixers = [name for name in space.mixers if name != ABSENT] or [ABSENT]
+    mixer = "softmax" if "softmax" in mixers else mixers[0]
+    plain = {"position": "rope", "mixer_precision": "fp32", "ffn_precision": "fp32"}
+    choices = {gene: value for gene, value in plain.items() if value in getattr(space, gene)}
+    sizes = [size for size in space.intermediate_size if size or mixer != ABSENT]
     depths = {space.num_layers, max(space.num_layers // 2, space.min_depth), space.min_depth}
+    networks: dict[str, Arch] = {}
     for d_model in space.d_model:
-        size = min(space.intermediate_size, key=lambda f: abs(f - 4 * d_model))
+        size = min(sizes, key=lambda width: abs(width - 4 * d_model))
         for depth in sorted(depths, reverse=True):
-            name = f"{mixer} d{d_model} L{depth}"
+            name = f"{mixer} d{d_model} L{depth}" if mixer != ABSENT else f"ffn d{d_model} L{depth}"
             networks[name] = space.uniform(
-                d_model=d_model, depth=depth, mixer=mixer, intermediate_size=size
+                d_model=d_model, depth=depth, mixer=mixer, intermediate_size=size, **choices
             )
     return networks
 
@@ -126,7 +136,8 @@ def measure_front(
 ) -> dict[str, Any]:
     """Measure the final front and its baselines; return the content of `front.json`.
 
-    Test losses are kept in `measurements.json` as they come, so an interrupted stage goes on.
+    Test losses and accuracies are kept in `measurements.json` as they come, so an interrupted stage
+    goes on.
     """
     chosen = select_front(items, config.front_size)
     uniform = uniform_networks(sources.space)
@@ -138,7 +149,7 @@ def measure_front(
         "uniform": [(arch, name) for name, arch in uniform.items()],
     }
     archs = {arch.id: arch for members in groups.values() for arch, _ in members}
-    losses = _test_losses(sources, archs, config.test_tokens, folder, reporter)
+    qualities = _test_qualities(sources, archs, config.test_tokens, folder, reporter)
     latencies, peaks = _latencies(sources, archs, reporter)
     search_losses = {item.arch.id: item.values[sources.objectives.names.index("loss")]
                      for item in items}  # fmt: skip
@@ -152,7 +163,7 @@ def measure_front(
             "params": int(arch_cost(arch, num_params)),
             "weight_bytes": int(arch_cost(arch, weight_bytes)),
             "measured": {
-                "loss": losses[arch.id],
+                **qualities[arch.id],
                 "latency_ms": latencies[arch.id],
                 "peak_mib": peaks[arch.id],
             },
@@ -164,25 +175,34 @@ def measure_front(
     return compare(sources, records)
 
 
-def _test_losses(
+def _test_qualities(
     sources: FrontSources,
     archs: Mapping[str, Arch],
     num_tokens: int,
     folder: Path,
     reporter: Reporter,
-) -> dict[str, float]:
+) -> dict[str, dict[str, float]]:
+    """Return loss, and accuracy where the task is judged by it, on the test split by arch id."""
+    task = sources.task
     path = folder / "measurements.json"
     stored = read_json(path, "measurements") if path.exists() else {}
-    losses: dict[str, float] = stored.get(str(num_tokens), {})
-    batches = sources.task.evaluation_batches("test", num_tokens, 8)
+    # Only whole records count: a release that measured less wrote plain numbers.
+    qualities: dict[str, dict[str, float]] = {
+        arch_id: record
+        for arch_id, record in stored.get(str(num_tokens), {}).items()
+        if isinstance(record, dict)
+    }
+    batches = task.evaluation_batches("test", evaluation_amount(task, num_tokens), 8)
     with reporter.bar("test losses") as bar:
         for index, (arch_id, arch) in enumerate(archs.items()):
-            if arch_id not in losses:
-                model = sources.supernet.extract(arch).pack()
-                losses[arch_id] = held_out_loss(model, batches, sources.task)
-                write_json(path, {str(num_tokens): losses})
+            if arch_id not in qualities:
+                model = calibrated_extract(sources.supernet, arch, task).pack()
+                qualities[arch_id] = {"loss": held_out_loss(model, batches, task)}
+                if task.metric_name == "accuracy":
+                    qualities[arch_id]["accuracy"] = held_out_accuracy(model, batches)
+                write_json(path, {str(num_tokens): qualities})
             bar.update((index + 1) / len(archs))
-    return losses
+    return qualities
 
 
 def _latencies(
@@ -246,14 +266,16 @@ def compare(sources: FrontSources, groups: dict[str, list[dict[str, Any]]]) -> d
         for group, values in points.items()
     }
     return {
-        "task": sources.task.config.name,
+        "task": sources.task_name,
         "unit": sources.task.unit,
+        "metric": sources.task.metric_name,
         "space": sources.space.name,
         "space_size": str(sources.space.size()),
         "objectives": list(names),
         "workload": workload,
         "workloads": [item.name for item in sources.table.workloads],
         "baselines": sources.task.baselines,
+        "accuracy_baselines": _accuracy_baselines(sources.task),
         "groups": groups,
         "hypervolume": {
             **volumes,
@@ -266,6 +288,13 @@ def compare(sources: FrontSources, groups: dict[str, list[dict[str, Any]]]) -> d
         "device": sources.table.device.to_dict(),
         "versions": versions(),
     }
+
+
+def _accuracy_baselines(task: Task) -> dict[str, float]:
+    """Return the test accuracy that is reached without a network, by name."""
+    if isinstance(task, LabelledTask):
+        return {"commonest class": task.majority_accuracy}
+    return {}
 
 
 def choose(
@@ -314,7 +343,7 @@ def versions() -> dict[str, str]:
 
 
 def write_front(folder: Path, front: Mapping[str, Any]) -> None:
-    """Write `front.json` and `front.csv`."""
+    """Write `front.json` and `front.csv`; an accuracy that is not measured is an empty cell."""
     import csv
     import io
 
@@ -322,7 +351,8 @@ def write_front(folder: Path, front: Mapping[str, Any]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     workloads = front["workloads"]
     writer.writerow(
-        ["arch_id", "group", "name", "measured_loss_nats", "search_loss_nats"]
+        ["arch_id", "group", "name"]
+        + ["measured_loss_nats", "measured_accuracy", "search_loss_nats"]
         + [f"measured_{name}_ms" for name in workloads]
         + [f"predicted_{name}_ms" for name in workloads]
         + ["weight_bytes", "params", "peak_mib", "d_model", "depth"]
@@ -331,13 +361,12 @@ def write_front(folder: Path, front: Mapping[str, Any]) -> None:
         for r in front["groups"].get(group, []):
             arch = Arch.from_dict(r["arch"])
             writer.writerow(
-                [r["arch_id"], group, r["name"] or "", r["measured"]["loss"], r["search_loss"]]
+                [r["arch_id"], group, r["name"] or ""]
+                + [r["measured"]["loss"], r["measured"].get("accuracy"), r["search_loss"]]
                 + [r["measured"]["latency_ms"][name] for name in workloads]
                 + [r["predicted"]["latency_ms"][name] for name in workloads]
                 + [r["weight_bytes"], r["params"], r["measured"]["peak_mib"]]
                 + [arch.d_model, arch.depth]
             )
-    from searchspace.files import write_text
-
     write_text(folder / "front.csv", text.getvalue())
     write_json(folder / "front.json", front)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nas.tasks.tokenizers import StreamDecoder, load_tokenizer
+from nas.tasks.tokenizers import TOKENIZER_FILE, StreamDecoder, load_tokenizer
 from searchspace.errors import UserError
 from searchspace.subnet import Subnet
 
@@ -30,8 +30,13 @@ def generate_tokens(
         generator: draws the tokens.
 
     Raises:
-        UserError: for an empty prompt or a negative temperature.
+        UserError: for an empty prompt, a negative temperature, or a network that is no decoder.
     """
+    if not subnet.arch.family.causal:
+        raise UserError(
+            f"a network of family {subnet.arch.family.kind!r} predicts a class of its whole input "
+            "and continues nothing; call it on inputs for its logits"
+        )
     if not prompt:
         raise UserError("the prompt is empty; give at least one character")
     if temperature < 0:
@@ -62,9 +67,11 @@ def generate_text(
     """Yield pieces of text that continue `prompt`, from an exported folder.
 
     Raises:
-        UserError: when the folder is no exported subnetwork, or holds no tokenizer.
+        UserError: when the folder is no exported subnetwork, or one that writes no text.
     """
     subnet = Subnet.load(folder)
+    if not (Path(folder) / TOKENIZER_FILE).exists():
+        raise UserError(_why_no_text(subnet, folder))
     tokenizer = load_tokenizer(Path(folder))
     decoder = StreamDecoder(tokenizer)
     generator = torch.Generator().manual_seed(seed)
@@ -73,3 +80,24 @@ def generate_text(
     ):
         yield decoder.push(token)
     yield decoder.finish()
+
+
+def _why_no_text(subnet: Subnet, folder: Path | str) -> str:
+    """Return what a network without a tokenizer is and what it can do."""
+    arch, family = subnet.arch, subnet.arch.family
+    if family.kind == "decoder":
+        return (
+            f"{folder} has no tokenizer, because its task is about token ids below "
+            f"{arch.vocab_size} and not about text; in Python, nas.generation.generate_tokens("
+            "Subnet.load(folder), [ids], max_tokens) continues ids"
+        )
+    size = family.image_size
+    inputs = (
+        f"images ({family.channels}, {size}, {size})"
+        if family.kind == "vit"
+        else f"token ids below {arch.vocab_size}"
+    )
+    return (
+        f"{folder} writes no text: it is a classifier of {inputs} into {family.num_classes} "
+        "classes; in Python, Subnet.load(folder)(batch) gives the logits of every class"
+    )

@@ -11,7 +11,7 @@ from searchspace.supernet import Supernet
 
 
 class SupernetOptimizer:
-    """Muon for the weight matrices of the layers, AdamW for everything else.
+    """Muon for the matrices of the layers' linear maps, AdamW for everything else.
 
     Parameters whose gradient is None (no arch of the step used them) are left alone.
 
@@ -29,9 +29,12 @@ class SupernetOptimizer:
         matrices = [p for p, name in self._names.items() if is_matrix(name, p)]
         others = [p for p, name in self._names.items() if not is_matrix(name, p)]
         self._optimizers: dict[str, torch.optim.Optimizer] = {
-            "muon": torch.optim.Muon(matrices, lr=matrix_lr, momentum=0.95, weight_decay=0.0),
             "adamw": torch.optim.AdamW(others, lr=other_lr, betas=(0.9, 0.95), weight_decay=0.0),
         }
+        if matrices:  # a space of convolutions or pooling without FFNs has none
+            self._optimizers["muon"] = torch.optim.Muon(
+                matrices, lr=matrix_lr, momentum=0.95, weight_decay=0.0
+            )
         self._peaks = {"muon": matrix_lr, "adamw": other_lr}
 
     def step(self, scale: float) -> None:
@@ -59,5 +62,9 @@ class SupernetOptimizer:
 
 
 def is_matrix(name: str, param: nn.Parameter) -> bool:
-    """Whether Muon is meant for the parameter: a weight matrix inside a layer."""
-    return param.ndim == 2 and name.startswith("blocks.")
+    """Whether Muon is meant for the parameter: the matrix of a linear map inside a layer.
+
+    Other parameters with two axes, such as the taps of convolutions, map no space to another, so
+    making their update orthogonal has no meaning.
+    """
+    return param.ndim == 2 and name.startswith("blocks.") and name.endswith(".weight")

@@ -14,10 +14,11 @@ from hw_profiles.device import Device
 from hw_profiles.latency_table import LatencyTable
 from hw_profiles.process import prepare_process
 from hw_profiles.profiler import profile
-from hw_profiles.workload import Workload
+from hw_profiles.workload import PHASES, Workload
+from nas.calibration import calibrated_view
 from nas.candidates import Objectives, Prices, SpaceCodec
-from nas.config import ExperimentConfig
-from nas.evaluation import held_out_loss
+from nas.config import ExperimentConfig, default_workloads
+from nas.evaluation import evaluation_amount, held_out_loss
 from nas.export import ExportSource, export_subnet
 from nas.front import FrontSources, measure_front, uniform_networks, write_front
 from nas.progress import Reporter
@@ -32,17 +33,50 @@ from nas.study import (
     sqlite_url,
 )
 from nas.tasks import prepare_task
-from nas.tasks.language_model import LanguageModelTask
+from nas.tasks.base import Task
 from nas.training import load_supernet, read_state, train_supernet
 from nas.warm_start import TrainingFreeScore, training_free_score
 from searchspace.arch import Arch
 from searchspace.errors import UserError, unknown
 from searchspace.files import read_json, write_json
+from searchspace.mixers import MIXERS
 from searchspace.space import SearchSpace
+from searchspace.space.files import read_space
+from searchspace.specs import ABSENT
 from searchspace.supernet import Supernet
 
 STAGES = ("profile", "train", "search", "export", "report")
 METRIC_BATCH = (8, 64)
+
+
+def check_workload(workload: Workload, space: SearchSpace) -> None:
+    """Refuse a workload that networks of a space cannot run.
+
+    Raises:
+        UserError: for decoding with a network that does not, another number of tokens than an
+            image has patches, or more than the family's longest sequence where that counts.
+    """
+    family = space.family
+    if workload.phase == "decode" and family.kind != "decoder":
+        raise UserError(
+            f"workload {workload.name!r}: a {family.kind} predicts all at once and decodes "
+            f"nothing; time prefill_b{workload.batch}_t{workload.tokens} instead"
+        )
+    if family.kind == "vit" and workload.tokens != family.max_tokens:
+        raise UserError(
+            f"workload {workload.name!r}: images of {family.image_size} pixels have "
+            f"{family.max_tokens} patches of {family.patch_size}; time "
+            f"prefill_b{workload.batch}_t{family.max_tokens}"
+        )
+    bounded = family.embedding_position == "learned" or any(
+        name != ABSENT and MIXERS[name].bounded for name in space.mixers
+    )
+    if bounded and workload.max_tokens > family.max_tokens:
+        raise UserError(
+            f"workload {workload.name!r} has {workload.max_tokens} tokens, but networks of space "
+            f"{space.name!r} have parameters for max_tokens={family.max_tokens} positions; set "
+            "[family] max_tokens higher, or time fewer tokens"
+        )
 
 
 @dataclass(frozen=True)
@@ -76,7 +110,7 @@ class Pipeline:
     def __init__(self, config: ExperimentConfig, reporter: Reporter | None = None) -> None:
         self.config = config
         self.reporter = reporter or Reporter()
-        SearchSpace.load(config.preset, 2)  # a wrong preset is said before anything is written
+        read_space(config.preset)  # a wrong preset is said before anything is written
         for text in config.profile.workloads:
             Workload.parse(text)
         prepare_process(config.profile.num_threads)
@@ -86,19 +120,41 @@ class Pipeline:
         self._whole = False
 
     @cached_property
-    def task(self) -> LanguageModelTask:
+    def task(self) -> Task:
         """The prepared task."""
         return prepare_task(self.config.task, self.folder.task, self.reporter.say)
 
     @cached_property
     def space(self) -> SearchSpace:
-        """The search space, with the task's vocabulary."""
-        return SearchSpace.load(self.config.preset, self.task.vocab_size)
+        """The search space, with what the task decides."""
+        facts = {"kind": "decoder", **self.task.family_facts}
+        return SearchSpace.load(self.config.preset, self.task.vocab_size, facts)
 
     @cached_property
     def workloads(self) -> list[Workload]:
-        """The workloads that are timed."""
-        return [Workload.parse(text) for text in self.config.profile.workloads]
+        """The workloads that are timed.
+
+        Raises:
+            UserError: for one that the space's networks cannot run.
+        """
+        family = self.space.family
+        names = self.config.profile.workloads or default_workloads(
+            family.kind, self.task.seq_len, family.max_tokens
+        )
+        workloads = [Workload.parse(text) for text in names]
+        for workload in workloads:
+            check_workload(workload, self.space)
+        if self.config.search.workload not in ("", *names):
+            raise UserError(
+                f"search.workload={self.config.search.workload!r} is not profiled; choose one of "
+                f"{', '.join(names)}"
+            )
+        return workloads
+
+    @property
+    def workload(self) -> str:
+        """The workload that ``latency_ms`` means."""
+        return self.config.search.workload or self.workloads[0].name
 
     @cached_property
     def table(self) -> LatencyTable:
@@ -121,7 +177,7 @@ class Pipeline:
     @cached_property
     def prices(self) -> Prices:
         """Exact costs of candidates."""
-        return Prices(self.space, self.table, self.config.search.workload)
+        return Prices(self.space, self.table, self.workload)
 
     @cached_property
     def objectives(self) -> Objectives:
@@ -156,7 +212,9 @@ class Pipeline:
             raise unknown("sampler", self.config.search.sampler, SAMPLERS)
         for name in self.config.search.metrics:
             get_metric(name)
-        known = ["weight_bytes", "params", "latency_ms", *(f"{w.phase}_ms" for w in self.workloads)]
+        phases = [Workload.parse(name).phase for name in self.config.profile.workloads]
+        known = ["weight_bytes", "params", "latency_ms"]
+        known += [f"{phase}_ms" for phase in phases or PHASES]
         Objectives.parse(self.config.search.objectives, self.config.search.constraints, known)
 
     def profile(self) -> None:
@@ -201,10 +259,11 @@ class Pipeline:
         """Search archs with the supernet's weights."""
         config = self.config.search
         objectives, supernet = self.objectives, self.supernet
-        batches = self.task.evaluation_batches("validation", config.evaluation_tokens, 8)
+        amount = evaluation_amount(self.task, config.evaluation_tokens)
+        batches = self.task.evaluation_batches("validation", amount, 8)
 
         def evaluate(arch: Arch) -> float:
-            return held_out_loss(supernet.view(arch), batches, self.task)
+            return held_out_loss(calibrated_view(supernet, arch, self.task), batches, self.task)
 
         seeds = (
             self.space.largest(),
@@ -234,7 +293,7 @@ class Pipeline:
             raise UserError(f"{self.folder.path} holds no evaluated arch; run `nas search` first")
         sources = FrontSources(
             self.space, self.supernet, self.task, self.table, self.objectives,
-            self.config.search.workload, self.config.seed,
+            self.workload, self.config.seed, self.config.task.name,
         )  # fmt: skip
         front = measure_front(
             sources, items, codec, self.config.export, self.folder.path, self.reporter
@@ -269,6 +328,10 @@ class Pipeline:
         """Return the inputs and targets (B, T) that training-free metrics are computed on."""
         batch_size, tokens = METRIC_BATCH
         inputs, targets = self.task.train_batch(0, batch_size, self.config.seed)
+        if self.space.family.kind == "vit":
+            return inputs, targets
+        if self.space.family.kind == "encoder":
+            return inputs[:, :tokens], targets
         return inputs[:, :tokens], targets[:, :tokens]
 
     def _metric_agreement(self, search: SearchRun) -> dict[str, Any]:
@@ -293,7 +356,8 @@ class Pipeline:
         }
 
     def _export_subnets(self, front: dict[str, Any], items: list[Evaluated]) -> None:
-        source = ExportSource(self.supernet, self.task, self.config.export.test_tokens // 4)
+        amount = evaluation_amount(self.task, self.config.export.test_tokens // 4)
+        source = ExportSource(self.supernet, self.task, amount)
         records = {r["arch_id"]: r for group in front["groups"].values() for r in group}
         wanted = self._chosen(front, items)
         with self.reporter.bar("export") as bar:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nas.config import ExperimentConfig
+from nas.config import ExperimentConfig, TrainConfig
 from searchspace.errors import UserError
 from searchspace.files import read_json, remove_leftovers, write_json
 
@@ -16,15 +16,7 @@ IDENTITY = (
     "preset",
     "seed",
     "task",
-    "train.num_steps",
-    "train.batch_size",
-    "train.num_random",
-    "train.distillation",
-    "train.matrix_lr",
-    "train.other_lr",
-    "train.warmup_steps",
-    "train.decay_share",
-    "train.precision",
+    *(f"train.{f.name}" for f in fields(TrainConfig) if f.name not in ("budget_s", "checkpoint_s")),
     "profile.workloads",
     "profile.num_threads",
     "search.objectives",
@@ -94,7 +86,8 @@ class RunFolder:
         """
         new = config.to_dict()
         if self.config.exists():
-            old = read_json(self.config, "run config")
+            # What an older release wrote lacks newer keys: it means their defaults.
+            old = ExperimentConfig.from_dict(read_json(self.config, "run config")).to_dict()
             for key in IDENTITY:
                 before, now = _at(old, key), _at(new, key)
                 if before != now:

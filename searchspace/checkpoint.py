@@ -12,7 +12,7 @@ from torch import Tensor
 from searchspace.arch import Arch
 from searchspace.errors import UserError
 from searchspace.files import read_json, read_tensors, write_json, write_tensors
-from searchspace.linear import Linear
+from searchspace.rewrites import rewrite
 
 if TYPE_CHECKING:
     from searchspace.subnet import Subnet
@@ -25,7 +25,7 @@ def save_subnet(subnet: Subnet, folder: Path, facts: Mapping[str, Any] | None = 
     """Write a packed subnetwork.
 
     Args:
-        subnet: the network; int8 layers must be packed.
+        subnet: the network, packed.
         folder: made if need be.
         facts: further JSON-ready entries for `config.json`.
 
@@ -35,7 +35,8 @@ def save_subnet(subnet: Subnet, folder: Path, facts: Mapping[str, Any] | None = 
     tensors = {name: tensor.contiguous() for name, tensor in subnet.state_dict().items()}
     write_tensors(folder / "model.safetensors", tensors)
     config = {"format": FORMAT, "version": VERSION, "arch_id": subnet.arch.id}
-    write_json(folder / "config.json", {**config, "arch": subnet.arch.to_dict(), **(facts or {})})
+    config |= {"arch": subnet.arch.to_dict(), "rewrites": list(subnet.rewrites)}
+    write_json(folder / "config.json", {**config, **(facts or {})})
 
 
 def load_subnet(folder: Path) -> Subnet:
@@ -56,9 +57,14 @@ def load_subnet(folder: Path) -> Subnet:
     from searchspace.subnet import Subnet
 
     with torch.device("meta"):
-        subnet = Subnet(Arch.from_dict(config["arch"])).pack_empty()
+        subnet = Subnet(Arch.from_dict(config["arch"]))
+        for name in config.get("rewrites", ()):
+            rewrite(subnet, name)
+        subnet.pack()
     _check(subnet, tensors, folder)
-    subnet.load_state_dict(tensors, assign=True)
+    # Copies, because what was read are views into the file: some kernels need aligned memory.
+    copies = {name: tensor.clone() for name, tensor in tensors.items()}
+    subnet.load_state_dict(copies, assign=True)
     return subnet.eval().requires_grad_(False)
 
 
@@ -74,13 +80,3 @@ def _check(subnet: Subnet, tensors: Mapping[str, Tensor], folder: Path) -> None:
                 f"{folder}/model.safetensors: {name} is {found.dtype} {tuple(found.shape)}, the "
                 f"config says {tensor.dtype} {tuple(tensor.shape)}; export it again"
             )
-
-
-def pack_empty(module: torch.nn.Module) -> None:
-    """Give every int8 layer of a meta module its packed form, without values."""
-    for child in module.modules():
-        if isinstance(child, Linear) and child.precision == "int8" and not child.packed:
-            shape, device = child.weight.shape, child.weight.device
-            del child.weight
-            child.register_buffer("weight", torch.empty(shape, dtype=torch.int8, device=device))
-            child.register_buffer("weight_scale", torch.empty(shape[0], device=device))

@@ -7,17 +7,18 @@ the meta device, once per different sub-block.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
-from searchspace.arch import Arch, LayerArch, ffn_spec, mixer_spec
-from searchspace.specs import ABSENT, EndsSpec, SubBlockSpec
+from searchspace.arch import Arch
+from searchspace.ends import example_inputs
+from searchspace.space.halves import FFNHalf, MixerHalf
+from searchspace.specs import EndsSpec, SubBlockSpec
 from searchspace.sub_blocks import build_sub_block
 from searchspace.subnet import weight_bytes as module_weight_bytes
 
@@ -45,9 +46,9 @@ def weight_bytes(spec: SubBlockSpec) -> int:
 def flops(spec: SubBlockSpec, tokens: int) -> int:
     """Return the FLOPs of the matrix products of one forward pass over `tokens` tokens."""
     with torch.device("meta"), torch.no_grad():
-        block = build_sub_block(spec)
+        block = build_sub_block(spec).eval()
         if isinstance(spec, EndsSpec):
-            inputs = torch.zeros(1, tokens, dtype=torch.long)
+            inputs = example_inputs(spec, 1, tokens)
         else:
             inputs = torch.zeros(1, tokens, spec.d_model)
         with FlopCounterMode(display=False) as counter:
@@ -77,15 +78,17 @@ class CostTable:
     ) -> None:
         self.space = space
         self._intercept = intercept
-        self._halves = [_Half(space, genes) for genes in (_mixer_genes(space), _ffn_genes(space))]
+        self._halves: tuple[MixerHalf | FFNHalf, ...] = (space.mixer_half, space.ffn_half)
 
         def priced(spec: SubBlockSpec | None) -> float:
             return 0.0 if spec is None else cost(spec)
 
-        self._ends = np.array([priced(EndsSpec(d, space.vocab_size)) for d in space.d_model])
+        self._ends = np.array(
+            [priced(EndsSpec(d, space.vocab_size, space.family)) for d in space.d_model]
+        )
         self._tables = [
             np.array(
-                [[priced(half.spec(combo, d)) for combo in half.combos] for d in space.d_model]
+                [[priced(half.spec(layer, d)) for layer in half.layers] for d in space.d_model]
             )
             for half in self._halves
         ]
@@ -102,54 +105,15 @@ class CostTable:
         return total
 
 
-def _mixer_genes(space: SearchSpace) -> tuple[str, ...]:
-    return ("mixer", *space.mixer_options(), "heads", "position", "mixer_precision", "norm")
-
-
-def _ffn_genes(space: SearchSpace) -> tuple[str, ...]:
-    return ("ffn", "intermediate_size", "ffn_precision", "norm")
-
-
-class _Half:
-    """The mixer or the FFN half of a layer: its genes and all their combinations."""
-
-    def __init__(self, space: SearchSpace, genes: tuple[str, ...]) -> None:
-        self.space = space
-        self.genes = genes
-        choices = space.layer_choices()
-        self.sizes = [len(choices[gene]) for gene in genes]
-        base: dict[str, Any] = {gene: options[0] for gene, options in choices.items()}
-        base |= {"skip": False}
-        self.is_mixer = genes[0] == "mixer"
-        base |= {"intermediate_size": 0} if self.is_mixer else {"mixer": ABSENT}
-        self.combos = [
-            space.layer({**base, **dict(zip(genes, values, strict=True))})
-            for values in itertools.product(*(choices[gene] for gene in genes))
-        ]
-
-    def spec(self, layer: LayerArch, d_model: int) -> SubBlockSpec | None:
-        if self.is_mixer:
-            absent = layer.mixer == ABSENT
-            return None if absent else mixer_spec(layer, d_model, self.space.head_dim)
-        return ffn_spec(layer, d_model) if layer.intermediate_size else None
-
-    def index(self, genotypes: NDArray[np.int64], slot: int) -> NDArray[np.int64]:
-        out = np.zeros(len(genotypes), dtype=np.int64)
-        for gene, size in zip(self.genes, self.sizes, strict=True):
-            out = out * size + self.space.indices(genotypes, f"layers.{slot}.{gene}")
-        return out
-
-
 def reachable_specs(space: SearchSpace) -> list[SubBlockSpec]:
     """Return every different sub-block an arch of the space can contain, the ends last."""
     found: dict[SubBlockSpec, None] = {}
-    for genes in (_mixer_genes(space), _ffn_genes(space)):
-        half = _Half(space, genes)
+    for half in (space.mixer_half, space.ffn_half):
         for d_model in space.d_model:
-            for layer in half.combos:
+            for layer in half.layers:
                 spec = half.spec(layer, d_model)
                 if spec is not None:
                     found[spec] = None
     for d_model in space.d_model:
-        found[EndsSpec(d_model, space.vocab_size)] = None
+        found[EndsSpec(d_model, space.vocab_size, space.family)] = None
     return list(found)

@@ -1,6 +1,6 @@
 """Residual sub-blocks: the modules a `Subnet` is a list of and a latency table is made of.
 
-Shapes: B batch, T tokens, D d_model, V vocabulary.
+Shapes: B batch, T tokens, D d_model.
 """
 
 from __future__ import annotations
@@ -9,76 +9,87 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from searchspace.ends import Ends
 from searchspace.ffn import FFNS
+from searchspace.ffn.mlp import FFN
 from searchspace.linear import Linear
-from searchspace.mixers import MIXERS
-from searchspace.norms import NORMS, RMSNorm
+from searchspace.mixers import MIXERS, Mixer
+from searchspace.mixers.base import SharedKV
+from searchspace.norms import NORMS
 from searchspace.specs import EndsSpec, FFNSpec, MixerSpec, SubBlockSpec
 
 
-class MixerBlock(nn.Module):
-    """`x + mixer(norm(x))`."""
+class ResidualBlock(nn.Module):
+    """An operator with its norms and the residual addition.
 
-    def __init__(self, spec: MixerSpec) -> None:
+    `placement` says where norms stand: ``"pre"`` is `x + f(N(x))`, ``"post"`` is `N(x + f(x))`,
+    ``"peri"`` is `x + N'(f(N(x)))`.
+
+    Source: Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture" (pre and
+    post); Kim et al. 2025, "Peri-LN", equation 3.
+    """
+
+    op: Mixer | FFN
+
+    def __init__(self, spec: MixerSpec | FFNSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.norm = NORMS[spec.norm](spec.d_model)
-        self.op = MIXERS[spec.mixer](spec)
+        self.norm: nn.Module = NORMS[spec.norm](spec.d_model)
+        if spec.placement == "peri":
+            self.norm_out: nn.Module = NORMS[spec.norm](spec.d_model)
 
-    def forward(self, x_BTD: Tensor, state: Any = None) -> Tensor:
-        """Mix tokens; a state is gone on from and updated in place."""
-        return x_BTD + self.op(self.norm(x_BTD), state)
+    def residual(self, x_BTD: Tensor, *args: Any) -> Tensor:
+        """Return the sub-block's result; `args` go to the operator."""
+        if self.spec.placement == "post":
+            out: Tensor = self.norm(x_BTD + self.op(x_BTD, *args))
+            return out
+        change = self.op(self.norm(x_BTD), *args)
+        if self.spec.placement == "peri":
+            change = self.norm_out(change)
+        return x_BTD + change
 
     def init_state(self, batch: int, max_tokens: int, device: torch.device | None = None) -> Any:
-        """Return the mixer's empty state."""
+        """Return the operator's empty state; None where it remembers nothing."""
         return self.op.init_state(batch, max_tokens, device)
 
 
-class FFNBlock(nn.Module):
-    """`x + ffn(norm(x))`."""
+class MixerBlock(ResidualBlock):
+    """A token mixer with its norms and the residual addition."""
+
+    spec: MixerSpec
+    op: Mixer
+
+    def __init__(self, spec: MixerSpec) -> None:
+        super().__init__(spec)
+        self.op = MIXERS[spec.mixer](spec)
+
+    def forward(self, x_BTD: Tensor, state: Any = None, shared: SharedKV | None = None) -> Tensor:
+        """Mix tokens.
+
+        Args:
+            x_BTD: the residual stream.
+            state: gone on from and updated in place.
+            shared: keys and values of an earlier layer, for mixers that can share them.
+        """
+        if self.op.shares_kv:
+            return self.residual(x_BTD, state, shared)
+        return self.residual(x_BTD, state)
+
+
+class FFNBlock(ResidualBlock):
+    """An FFN with its norms and the residual addition."""
+
+    spec: FFNSpec
+    op: FFN
 
     def __init__(self, spec: FFNSpec) -> None:
-        super().__init__()
-        self.spec = spec
-        self.norm = NORMS[spec.norm](spec.d_model)
+        super().__init__(spec)
         self.op = FFNS[spec.ffn](spec)
 
     def forward(self, x_BTD: Tensor, state: Any = None) -> Tensor:
-        """Map each token on its own; there is no state."""
-        return x_BTD + self.op(self.norm(x_BTD))
-
-    def init_state(self, batch: int, max_tokens: int, device: torch.device | None = None) -> None:
-        """Return None: an FFN remembers nothing."""
-        return None
-
-
-class Ends(nn.Module):
-    """Token embedding, final norm and output head (not tied)."""
-
-    def __init__(self, spec: EndsSpec) -> None:
-        super().__init__()
-        self.spec = spec
-        self.embedding = nn.Parameter(torch.empty(spec.vocab_size, spec.d_model))
-        self.norm = RMSNorm(spec.d_model)
-        self.head = Linear(spec.d_model, spec.vocab_size)
-
-    def embed(self, tokens_BT: Tensor) -> Tensor:
-        """Look tokens up, (B, T) to (B, T, D)."""
-        return F.embedding(tokens_BT, self.embedding)
-
-    def logits(self, x_BTD: Tensor) -> Tensor:
-        """Return the logits (B, T, V)."""
-        return self.head(self.norm(x_BTD))
-
-    def forward(self, tokens_BT: Tensor, state: Any = None) -> Tensor:
-        """Embed and predict at once: the cost of a network without any layer."""
-        return self.logits(self.embed(tokens_BT))
-
-    def init_state(self, batch: int, max_tokens: int, device: torch.device | None = None) -> None:
-        """Return None: the ends remember nothing."""
-        return None
+        """Map each token; only a stateful FFN has a state."""
+        return self.residual(x_BTD, state)
 
 
 def build_sub_block(spec: SubBlockSpec) -> MixerBlock | FFNBlock | Ends:
@@ -95,16 +106,20 @@ def reset_sub_block(
 ) -> None:
     """Initialise a sub-block of a network with `depth` layers."""
     if isinstance(block, Ends):
-        with torch.no_grad():
-            block.embedding.normal_(0.0, 1.0, generator=generator)
-        # Small logits at first: the loss starts at log(vocabulary).
-        block.head.reset(generator, gain=0.1)
+        block.reset(generator)
     else:
         block.op.reset(generator, depth)
 
 
 def pack(module: nn.Module) -> None:
-    """Turn every int8 layer into the form that really runs in int8."""
+    """Bring a network or sub-block into the form that is deployed.
+
+    Norms that are affine maps at inference are folded into the maps beside them, and every
+    quantised layer takes the form that is stored and run.
+    """
+    from searchspace.rewrites import fold_norms
+
+    fold_norms(module)
     for child in module.modules():
         if isinstance(child, Linear):
             child.pack()
@@ -113,11 +128,13 @@ def pack(module: nn.Module) -> None:
 def param_axes(spec: SubBlockSpec) -> dict[str, tuple[str, ...]]:
     """Return the named dimension of every axis of every parameter of a sub-block."""
     if isinstance(spec, EndsSpec):
-        return {
-            "embedding": ("vocab_size", "d_model"),
-            "norm.weight": ("d_model",),
-            "head.weight": ("vocab_size", "d_model"),
-        }
-    op = MIXERS[spec.mixer] if isinstance(spec, MixerSpec) else FFNS[spec.ffn]
-    norm = {f"norm.{name}": axes for name, axes in NORMS[spec.norm].axes.items()}
-    return {**norm, **{f"op.{name}": axes for name, axes in op.axes.items()}}
+        return Ends.param_axes(spec)
+    if isinstance(spec, MixerSpec):
+        axes = MIXERS[spec.mixer].param_axes(spec)
+    else:
+        axes = FFNS[spec.ffn].axes
+    norms = ("norm", "norm_out") if spec.placement == "peri" else ("norm",)
+    named = {
+        f"{norm}.{name}": named for norm in norms for name, named in NORMS[spec.norm].axes.items()
+    }
+    return {**named, **{f"op.{name}": named for name, named in axes.items()}}

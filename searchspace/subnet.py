@@ -1,10 +1,11 @@
 """`Subnet`: the plain network of an `Arch`, which is exported, profiled and scored.
 
-Shapes: B batch, T tokens, V vocabulary.
+Shapes: B batch, T tokens, D d_model, V vocabulary or classes.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from searchspace.arch import Arch
-from searchspace.checkpoint import load_subnet, pack_empty, save_subnet
-from searchspace.linear import Linear
+from searchspace.checkpoint import load_subnet, save_subnet
+from searchspace.ends import Ends, Position
+from searchspace.mixers.base import SharedKV
 from searchspace.specs import MixerSpec
 from searchspace.sub_blocks import (
-    Ends,
     FFNBlock,
     MixerBlock,
     build_sub_block,
@@ -44,6 +45,7 @@ class Subnet(nn.Module):
     def __init__(self, arch: Arch) -> None:
         super().__init__()
         self.arch = arch
+        self.rewrites: tuple[str, ...] = ()
         self.ends = Ends(arch.ends)
         self.blocks = nn.ModuleDict(
             {
@@ -62,34 +64,51 @@ class Subnet(nn.Module):
     def init_state(
         self, batch: int, max_tokens: int, device: torch.device | None = None
     ) -> list[Any]:
-        """Return the empty state of every sub-block, for `forward`."""
-        return [
-            cast(MixerBlock | FFNBlock, block).init_state(batch, max_tokens, device)
-            for block in self.blocks.values()
+        """Return the empty state of every sub-block and the position, for `forward`."""
+        blocks = [
+            None if _borrows(block) else block.init_state(batch, max_tokens, device)
+            for block in self._blocks()
         ]
+        return [*blocks, Position()]
 
-    def forward(self, tokens_BT: Tensor, state: list[Any] | None = None) -> Tensor:
-        """Return logits (B, T, V) for the next token at every position.
+    def forward(self, inputs: Tensor, state: list[Any] | None = None) -> Tensor:
+        """Return logits: (B, T, V) of a decoder, one row per class (B, V) of the others.
 
         Args:
-            tokens_BT: token ids, int64.
+            inputs: token ids (B, T), int64, or images (B, channels, height, width).
             state: from `init_state`; tokens continue what it has seen, and it is updated in place.
                 One call with all tokens, or any split into calls, gives the same logits.
         """
-        x_BTD = self.ends.embed(tokens_BT)
-        states = [None] * len(self.blocks) if state is None else state
-        for block, block_state in zip(self.blocks.values(), states, strict=True):
-            x_BTD = block(x_BTD, block_state)
-        return self.ends.logits(x_BTD)
+        return self.ends.logits(self.features(inputs, state), inputs)
+
+    def features(self, inputs: Tensor, state: list[Any] | None = None) -> Tensor:
+        """Return the residual stream after the last layer, (B, T, D), the class token first."""
+        if state is None:
+            return self.run_layers(self.ends.embed(inputs))
+        x_BTD = self.run_layers(self.ends.embed(inputs, state[-1].length), state[:-1])
+        state[-1].length += inputs.shape[1]
+        return x_BTD
+
+    def run_layers(self, x_BTD: Tensor, states: list[Any] | None = None) -> Tensor:
+        """Return what the layers make of the embedded inputs, same shape."""
+        states = [None] * len(self.blocks) if states is None else states
+        shared = SharedKV()
+        for block, block_state in zip(self._blocks(), states, strict=True):
+            if isinstance(block, MixerBlock):
+                x_BTD = block(x_BTD, block_state, shared)
+            else:
+                x_BTD = block(x_BTD, block_state)
+        return x_BTD
+
+    def _blocks(self) -> list[MixerBlock | FFNBlock]:
+        return [cast(MixerBlock | FFNBlock, block) for block in self.blocks.values()]
 
     def pack(self) -> Subnet:
-        """Turn int8 layers into their real int8 form (inference only); returns itself."""
-        pack(self)
-        return self
+        """Take the form that is stored and run (inference only); returns itself.
 
-    def pack_empty(self) -> Subnet:
-        """Take the packed form without computing values (for loading); returns itself."""
-        pack_empty(self)
+        On the meta device the form is taken without values, for loading.
+        """
+        pack(self)
         return self
 
     def save(self, folder: Path | str, facts: Mapping[str, Any] | None = None) -> None:
@@ -110,19 +129,20 @@ class Subnet(nn.Module):
         return sum(weight_bytes(block) for block in [self.ends, *self.blocks.values()])
 
 
+def _borrows(block: MixerBlock | FFNBlock) -> bool:
+    """Whether a block has no state of its own, but reads an earlier layer's."""
+    return isinstance(block, MixerBlock) and block.spec.kv_shared
+
+
 def weight_bytes(module: nn.Module) -> int:
-    """Return the bytes a module's weights take once packed (int8 values and fp32 row scales)."""
-    total = 0
-    for child in module.modules():
-        for name, tensor in [
-            *child.named_parameters(recurse=False),
-            *child.named_buffers(recurse=False),
-        ]:
-            if isinstance(child, Linear) and child.precision == "int8" and name == "weight":
-                total += tensor.numel() + 4 * tensor.shape[0]
-            elif name != "weight_scale":
-                total += tensor.numel() * tensor.element_size()
-    return total
+    """Return the bytes a module's weights take once packed: those of a packed copy on meta."""
+    tensors = [*module.parameters(), *module.buffers()]
+    # Told that these are copied already, `deepcopy` copies the structure and no values.
+    memo: dict[int, Any] = {id(tensor): tensor.detach().to("meta") for tensor in tensors}
+    memo |= {id(p): nn.Parameter(memo[id(p)], p.requires_grad) for p in module.parameters()}
+    copied = copy.deepcopy(module, memo)
+    pack(copied)
+    return sum(t.numel() * t.element_size() for t in copied.state_dict().values())
 
 
 def state_bytes(state: list[Any]) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from searchspace.arch import Arch
 from searchspace.errors import UserError
 from searchspace.space import SearchSpace
-from searchspace.specs import EndsSpec, FFNSpec, MixerSpec, SubBlockSpec
+from searchspace.specs import EndsSpec, MixerSpec, SubBlockSpec
 from searchspace.sub_blocks import build_sub_block, reset_sub_block
 from searchspace.subnet import Subnet, block_name
 
@@ -25,7 +25,11 @@ class Supernet:
     """Shared weights for every arch of a space.
 
     Mixers and FFNs of one slot share parameters that have the same name (`q_proj`, `up_proj`, ...);
-    a smaller arch uses the leading rows and columns.
+    a smaller arch uses the leading rows and columns. Running statistics of norms are shared in the
+    same way, and updated in place by views that train.
+
+    `norm_blend` is how much of a layer norm is still mixed into norms that are annealed into
+    foldable ones (PRepBN): 1 when training starts, 0 from some point on.
 
     Args:
         space: the search space.
@@ -35,12 +39,15 @@ class Supernet:
     def __init__(self, space: SearchSpace, generator: torch.Generator) -> None:
         self.space = space
         self.params: dict[str, nn.Parameter] = {}
+        self.buffers: dict[str, Tensor] = {}
+        self.norm_blend = 0.0
         self._grads: dict[str, Tensor] = {}
         self._touched: set[str] = set()
         for slot in range(space.num_layers):
             for spec in _maximal_specs(space):
                 self._add(f"blocks.{block_name(slot, spec)}.", spec, generator)
-        self._add("ends.", EndsSpec(max(space.d_model), space.vocab_size), generator)
+        ends = EndsSpec(max(space.d_model), space.vocab_size, space.family)
+        self._add("ends.", ends, generator)
 
     def _add(self, prefix: str, spec: SubBlockSpec, generator: torch.Generator) -> None:
         """Add a sub-block's parameters; where a name exists already, grow it to cover both."""
@@ -48,22 +55,20 @@ class Supernet:
         reset_sub_block(block, generator, self.space.num_layers)
         for name, value in block.named_parameters():
             old = self.params.get(prefix + name)
-            if old is not None:
-                shape = [max(a, b) for a, b in zip(old.shape, value.shape, strict=True)]
-                if list(old.shape) == shape:
-                    continue
-                grown = torch.zeros(shape)
-                grown[_leading(value.shape)] = value.detach()
-                grown[_leading(old.shape)] = old.detach()
-                value = nn.Parameter(grown)
-            self.params[prefix + name] = value
+            grown = value.detach() if old is None else _grown(old.detach(), value.detach())
+            if old is None or grown is not old:
+                self.params[prefix + name] = nn.Parameter(grown)
+        for name, buffer in block.named_buffers():
+            have = self.buffers.get(prefix + name)
+            self.buffers[prefix + name] = buffer if have is None else _grown(have, buffer)
 
     def view(self, arch: Arch, train: bool = False) -> Subnet:
         """Return the arch's network on the shared weights: no copy, changes show at once.
 
         Args:
             arch: an arch of the space.
-            train: let `backward` add into the shared gradients (see `start_step`).
+            train: let `backward` add into the shared gradients (see `start_step`), and norms
+                update their running statistics.
 
         Raises:
             UserError: when the arch needs more than the maximal tensors hold.
@@ -74,7 +79,12 @@ class Supernet:
             for name, value in list(module.named_parameters(recurse=False)):
                 full_name = f"{module_name}.{name}"
                 module._parameters[name] = self._slice(full_name, value.shape, train)
-        return subnet
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                index = _leading(buffer.shape)
+                module._buffers[name] = self.buffers[f"{module_name}.{name}"][index]
+            if hasattr(module, "blend"):
+                module.blend = self.norm_blend
+        return subnet.train(train)
 
     def _slice(self, name: str, shape: torch.Size, train: bool) -> nn.Parameter:
         maximal = self.params.get(name)
@@ -114,6 +124,8 @@ class Supernet:
             for name, value in list(module.named_parameters(recurse=False)):
                 copy = value.detach().clone(memory_format=torch.contiguous_format)
                 module._parameters[name] = nn.Parameter(copy)
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                module._buffers[name] = buffer.clone(memory_format=torch.contiguous_format)
         return subnet
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -121,8 +133,8 @@ class Supernet:
         yield from self.params.items()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the maximal tensors by name."""
-        return {name: param.detach() for name, param in self.params.items()}
+        """Return the maximal tensors by name, parameters and running statistics."""
+        return {**{name: param.detach() for name, param in self.params.items()}, **self.buffers}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy tensors in.
@@ -130,19 +142,30 @@ class Supernet:
         Raises:
             UserError: when names or shapes are not those of this supernet.
         """
-        if set(tensors) != set(self.params):
-            odd = sorted(set(tensors) ^ set(self.params))[0]
+        mine = self.state_dict()
+        if set(tensors) != set(mine):
+            odd = sorted(set(tensors) ^ set(mine))[0]
             raise UserError(
                 f"the weights are not of space {self.space.name!r}: {odd!r} is on one side only"
             )
-        for name, param in self.params.items():
-            if tensors[name].shape != param.shape:
+        for name, tensor in mine.items():
+            if tensors[name].shape != tensor.shape:
                 raise UserError(
                     f"the weights are not of space {self.space.name!r}: {name} has shape "
-                    f"{tuple(tensors[name].shape)}, expected {tuple(param.shape)}"
+                    f"{tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
                 )
-            with torch.no_grad():
-                param.copy_(tensors[name])
+            tensor.copy_(tensors[name])
+
+
+def _grown(old: Tensor, new: Tensor) -> Tensor:
+    """Return a tensor that covers both; where they overlap, the old one holds."""
+    shape = [max(a, b) for a, b in zip(old.shape, new.shape, strict=True)]
+    if list(old.shape) == shape:
+        return old
+    grown = torch.zeros(shape, dtype=old.dtype)
+    grown[_leading(new.shape)] = new
+    grown[_leading(old.shape)] = old
+    return grown
 
 
 def _leading(shape: torch.Size) -> tuple[slice, ...]:
@@ -153,22 +176,24 @@ def _maximal_specs(space: SearchSpace) -> list[SubBlockSpec]:
     """Return specs whose parameters together cover those of every arch of the space.
 
     Sizes only matter at the largest width, and of the other choices only those that can change
-    a parameter's shape: heads, operator, options and norm.
+    a parameter's shape: heads, operator, options, norm and whether keys and values are shared.
     """
     wanted: dict[tuple[object, ...], SubBlockSpec] = {}
+    placements = {"peri"} & set(space.norm_placement) or {space.norm_placement[0]}
     for spec in space.sub_blocks():
-        if spec.d_model != max(space.d_model):
+        if isinstance(spec, EndsSpec) or spec.d_model != max(space.d_model):
+            continue
+        if spec.placement not in placements:
             continue
         if isinstance(spec, MixerSpec):
+            if spec.kv_shared:
+                continue  # its parameters are some of those of the layer that does not share
             key: tuple[object, ...] = (
                 spec.mixer, spec.options, spec.num_heads, spec.num_kv_heads, spec.norm,
             )  # fmt: skip
-        elif isinstance(spec, FFNSpec):
+        else:
             if spec.intermediate_size != max(space.intermediate_size):
                 continue
             key = (spec.ffn, spec.norm)
-        else:
-            continue
         wanted.setdefault(key, spec)
-    by_size = sorted(wanted.values(), key=lambda s: -getattr(s, "num_heads", 0))
-    return by_size
+    return sorted(wanted.values(), key=lambda s: -getattr(s, "num_heads", 0))

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -61,18 +62,66 @@ def test_doctor_says_what_the_machine_has() -> None:
     assert run("nas", "doctor").stdout.strip()
 
 
+ADD_AND_CHECK = """
+import re
+from pathlib import Path
+import searchspace
+root = Path(searchspace.__file__).parent
+code, name, cls = Path("new_operator.py").read_text(), "moving_average", "MovingAverage"
+(root / "mixers" / f"{name}.py").write_text(code)
+registry = root / "mixers" / "__init__.py"
+text = registry.read_text()
+text = text.replace("MIXERS: dict", f"from searchspace.mixers.{name} import {cls}\\n\\nMIXERS: dict")
+text = re.sub(r"(MIXERS: [^{]*\\{)", rf'\\1\\n    "{name}": {cls},', text)
+registry.write_text(text)
+import torch
+from searchspace.space import SearchSpace
+from searchspace.supernet import Supernet
+from searchspace.testing import check_operator
+print(len(check_operator(name)))
+space = SearchSpace("one", 11, (16,), 8, 2, {name: {}, "softmax": {}}, ((2, 2), (1, 1)), (16, 8))
+supernet = Supernet(space, torch.Generator().manual_seed(0))
+supernet.start_step()
+loss = supernet.view(space.largest(), train=True)(torch.zeros(1, 5).long()).square().mean()
+loss.backward()
+assert supernet.view(space.largest(), train=True).blocks["layer0_mixer"].op.average_decay.grad.any()
+"""
+
+
+def test_adding_an_operator_takes_one_file_and_one_line(tmp_path: Path) -> None:
+    (code,) = (block for block in blocks("python") if "class MovingAverage" in block)
+    assert '"moving_average": MovingAverage,' in README
+    for package in ("searchspace", "kernels/nas_kernels"):
+        shutil.copytree(ROOT / package, tmp_path / Path(package).name)
+    (tmp_path / "new_operator.py").write_text(code)
+    done = subprocess.run([sys.executable, "-c", ADD_AND_CHECK], cwd=tmp_path, capture_output=True,
+                          text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100
+
+
 BENCHMARKS = {
     "supernet_throughput": ["--preset", "decoder-tiny", "--rounds", "2", "--random", "1"],
     "latency_error": ["--preset", "decoder-tiny", "--budget-s", "10", "--num", "5"],
     "sampler_hypervolume": ["--evals", "20", "--seeds", "1"],
-}
+    "mixers": ["--mixers", "softmax", "pool", "--parts", "latency", "copy", "--rounds", "2",
+               "--probe-steps", "2"],
+    "norms": ["--norms", "layernorm", "prepbn", "--rounds", "2", "--d-model", "32"],
+    "precisions": ["--precisions", "fp32", "int8", "--rounds", "2", "--d-model", "32"],
+    "matformer": ["--steps", "1", "--test-tokens", "512"],
+    "ranking": ["--preset", "decoder-tiny", "--steps", "2", "--alone-steps", "1", "--num", "3"],
+    "attention_transfer": ["--mixers", "gla", "--steps", "4", "--first-steps", "2",
+                           "--transfer-steps", "1", "--seeds", "1"],
+}  # fmt: skip
+IN_FOLDER = {"mixers": "--data", "matformer": "--data", "ranking": "--out"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(BENCHMARKS))
-def test_every_benchmark_prints_a_table_or_json(name: str) -> None:
+def test_every_benchmark_prints_a_table_or_json(name: str, tmp_path: Path) -> None:
     assert f"python -m tests.benchmarks.{name}" in README
-    done = run(f"tests.benchmarks.{name}", *BENCHMARKS[name], "--json")
+    folder = [IN_FOLDER[name], str(tmp_path / "data")] if name in IN_FOLDER else []
+    done = run(f"tests.benchmarks.{name}", *BENCHMARKS[name], *folder, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -16,7 +16,8 @@ def cached_constant(make: Callable[P, R]) -> Callable[P, R]:
     """Cache a function that makes masks or tables from hashable arguments.
 
     They are made outside inference mode whoever asks first: a tensor made inside it could not be
-    used in training later. Treat the result as read-only.
+    used in training later. While a graph is captured nothing is cached. Treat the result as
+    read-only.
     """
 
     @functools.lru_cache(maxsize=64)
@@ -24,4 +25,11 @@ def cached_constant(make: Callable[P, R]) -> Callable[P, R]:
         with torch.inference_mode(False), torch.no_grad():
             return make(*args, **kwargs)
 
-    return cast(Callable[P, R], functools.wraps(make)(cached))
+    @functools.wraps(make)
+    def constant(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            # While a graph is captured tensors have no values; one kept would spoil later calls.
+            return make(*args, **kwargs)
+        return cached(*args, **kwargs)  # type: ignore[arg-type]
+
+    return constant

@@ -18,7 +18,7 @@ from nas.report.markup import Markup
 
 COLOURS = {"front": "#1d5fbf", "random": "#7b8494", "uniform": "#c2570c"}
 MARKERS = {"front": "o", "random": "X", "uniform": "s"}
-NAMES = {"front": "front", "random": "random archs", "uniform": "uniform softmax"}
+NAMES = {"front": "front", "random": "random archs", "uniform": "uniform networks"}
 INK, MUTED, GRID = "#1c2430", "#5b6675", "#e4e8ee"
 
 # Figures are drawn narrow, so that their text is still readable at the width of a phone.
@@ -108,18 +108,21 @@ def _add_tip(element: ET.Element, tip: str | None) -> None:
         element.insert(0, title)
 
 
-def scale_axis(axis: XAxis | YAxis, values: Sequence[float], margin: float = 0.07) -> None:
+def scale_axis(
+    axis: XAxis | YAxis, values: Sequence[float], margin: float = 0.07, linear: bool = False
+) -> None:
     """Choose a linear or (for a wide range of positive values) a logarithmic scale with few ticks.
 
     Args:
         axis: `ax.xaxis` or `ax.yaxis`.
         values: what is drawn along it.
         margin: room at both ends, as a share of the range.
+        linear: never take a logarithmic scale.
     """
     low, high = min(values), max(values)
     set_scale = axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale
     set_limits = axis.axes.set_xlim if isinstance(axis, XAxis) else axis.axes.set_ylim
-    if low > 0 and high / low >= LOG_SCALE_FROM:
+    if not linear and low > 0 and high / low >= LOG_SCALE_FROM:
         set_scale("log")
         axis.set_major_locator(FixedLocator(_log_ticks(low, high)))
         axis.set_minor_locator(NullLocator())

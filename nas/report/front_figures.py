@@ -1,8 +1,9 @@
-"""The measured front: loss against latency and against size."""
+"""The measured front: loss against latency and size, accuracy against latency."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,27 +22,54 @@ from nas.report.figures import (
     scale_axis,
 )
 from nas.report.labels import place_labels
-from nas.report.markup import Markup, fixed, megabytes, number
+from nas.report.markup import Markup, megabytes, number
 from nas.report.run_data import GROUPS, Network, RunData, numbers
+from nas.report.summary import loss_text
 
 LARGEST_AREA_PT2, SMALLEST_AREA_PT2 = 110.0, 9.0
 # A baseline further above the networks than this share of their range is named, not drawn.
 BASELINE_ROOM = 0.2
-BASELINE_GAP = 0.06
-BASELINE_LETTERS = 12
+BASELINE_GAP = 0.085
+BASELINE_LETTERS = 16
 # Room at the ends of the axes for labels.
 MARGIN = 0.1
 
 
+@dataclass(frozen=True)
+class _Quality:
+    """What is drawn upwards.
+
+    Args:
+        of: reads it from a network; None where it was not measured.
+        name: in words.
+        label: of the axis.
+        baselines: what is reached without a network, by name.
+        rises: whether more is better.
+    """
+
+    of: Callable[[Network], float | None]
+    name: str
+    label: str
+    baselines: Mapping[str, float]
+    rises: bool = False
+
+
 def loss_against_latency(data: RunData, workload: str, name: str) -> Markup | None:
     """Draw loss against measured latency; the area of a point is its weight bytes."""
-    return _front_figure(
-        data,
-        name,
-        lambda network: network.latency_ms.get(workload),
-        f"measured latency, ms ({workload})",
-        sized=True,
+    return _latency_figure(data, workload, name, _loss(data))
+
+
+def accuracy_against_latency(data: RunData, workload: str, name: str) -> Markup | None:
+    """Draw accuracy against measured latency; None where it was not measured."""
+    baselines = numbers(data.front.get("accuracy_baselines"))
+    quality = _Quality(
+        lambda network: None if network.accuracy is None else 100.0 * network.accuracy,
+        "accuracy",
+        "measured test accuracy, %",
+        {key: 100.0 * value for key, value in baselines.items()},
+        rises=True,
     )
+    return _latency_figure(data, workload, name, quality)
 
 
 def loss_against_bytes(data: RunData, name: str) -> Markup | None:
@@ -51,7 +79,21 @@ def loss_against_bytes(data: RunData, name: str) -> Markup | None:
         name,
         lambda n: None if n.weight_bytes is None else n.weight_bytes / 1e6,
         "weight bytes, MB (counted)",
+        _loss(data),
         sized=False,
+    )
+
+
+def _loss(data: RunData) -> _Quality:
+    label = f"measured test loss, nats/{data.unit}"
+    baselines = numbers(data.front.get("baselines"))
+    return _Quality(lambda network: network.loss, "loss", label, baselines)
+
+
+def _latency_figure(data: RunData, workload: str, name: str, quality: _Quality) -> Markup | None:
+    label = f"measured latency, ms ({workload})"
+    return _front_figure(
+        data, name, lambda network: network.latency_ms.get(workload), label, quality, sized=True
     )
 
 
@@ -59,19 +101,25 @@ Drawn = list[tuple[Network, float, float]]
 
 
 def _front_figure(
-    data: RunData, name: str, x_of: Callable[[Network], float | None], x_label: str, sized: bool
+    data: RunData,
+    name: str,
+    x_of: Callable[[Network], float | None],
+    x_label: str,
+    quality: _Quality,
+    sized: bool,
 ) -> Markup | None:
     drawn: Drawn = [
-        (network, x, network.loss)
+        (network, x, y)
         for network in data.networks
-        if (x := x_of(network)) is not None and network.loss is not None
+        if (x := x_of(network)) is not None and (y := quality.of(network)) is not None
     ]
     if not drawn:
         return None
 
     def paint(figure: Figure, ax: Axes) -> dict[str, str]:
-        lines_y = _set_axes(ax, data, drawn, x_label)
-        _draw_staircase(ax, [(x, y) for network, x, y in drawn if network.group == "front"])
+        lines_y = _set_axes(ax, quality, drawn, x_label)
+        of_front = [(x, y) for network, x, y in drawn if network.group == "front"]
+        _draw_staircase(ax, of_front, quality.rises)
         tips = _draw_points(ax, data, drawn, sized)
         legend_above(ax, _legend(drawn), columns=3)
         labels: dict[tuple[float, float], list[str]] = {}
@@ -82,40 +130,47 @@ def _front_figure(
         place_labels(ax, texts, [(x, y) for _, x, y in drawn], lines_y, INK)
         return tips
 
-    return draw(name, f"Measured loss against {x_label} of all measured networks", paint, 4.0)
+    description = f"Measured {quality.name} against {x_label} of all measured networks"
+    return draw(name, description, paint, 4.0)
 
 
-def _set_axes(ax: Axes, data: RunData, drawn: Drawn, x_label: str) -> list[float]:
+def _set_axes(ax: Axes, quality: _Quality, drawn: Drawn, x_label: str) -> list[float]:
     """Scale and name the axes, draw the baselines; return the heights of their lines."""
-    losses = [y for *_, y in drawn]
-    room = max(losses) + BASELINE_ROOM * (max(losses) - min(losses))
-    baselines = numbers(data.front.get("baselines"))
-    shown = {name: loss for name, loss in baselines.items() if loss <= room}
+    heights = [y for *_, y in drawn]
+    room = BASELINE_ROOM * (max(heights) - min(heights))
+    low, high = min(heights) - room, max(heights) + room
+    shown = {
+        name: value
+        for name, value in quality.baselines.items()
+        if (value >= low if quality.rises else value <= high)
+    }
     scale_axis(ax.xaxis, [x for _, x, _ in drawn], MARGIN)
-    scale_axis(ax.yaxis, [*losses, *shown.values()], MARGIN)
-    low, high = ax.get_ylim()
+    scale_axis(ax.yaxis, [*heights, *shown.values()], MARGIN, linear=quality.rises)
+    to_axes = ax.transData + ax.transAxes.inverted()
+    left = ax.get_xlim()[0]
     height_of_last = -np.inf
-    for name, loss in sorted(shown.items(), key=lambda item: item[1]):
-        ax.axhline(loss, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
-        height_of_last = max((loss - low) / (high - low), height_of_last + BASELINE_GAP)
+    for name, value in sorted(shown.items(), key=lambda item: item[1]):
+        ax.axhline(value, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
+        height = to_axes.transform((left, value))[1]
+        height_of_last = max(height, height_of_last + BASELINE_GAP)
         ax.text(
-            *(1.012, height_of_last, f"{name[:BASELINE_LETTERS]}\n{loss:.2f}"),
+            *(1.012, height_of_last, f"{name[:BASELINE_LETTERS]}\n{number(value)}"),
             transform=ax.transAxes,
             color=MUTED,
             va="center",
             fontsize=7.5,
         )
     ax.set_xlabel(x_label)
-    ax.set_ylabel(f"measured test loss, nats/{data.unit}")
+    ax.set_ylabel(quality.label)
     return list(shown.values())
 
 
-def _draw_staircase(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
+def _draw_staircase(ax: Axes, points: Sequence[tuple[float, float]], rises: bool) -> None:
     """Join those front members that are also best in this pair of objectives."""
     if len(points) < 2:
         return
     values = np.array(points)
-    steps = values[non_dominated(values)]
+    steps = values[non_dominated(values * (1.0, -1.0 if rises else 1.0))]
     steps = steps[np.argsort(steps[:, 0])]
     ax.step(
         steps[:, 0],
@@ -159,7 +214,7 @@ def _tip(network: Network, data: RunData) -> str:
     return "\n".join(
         [
             f"{title} ({NAMES[network.group]})",
-            f"measured: {fixed(network.loss)} nats/{data.unit}, {', '.join(latencies)}",
+            f"measured: {loss_text(network, data.unit)}, {', '.join(latencies)}",
             f"counted: {megabytes(network.weight_bytes)} MB, {network.depth} layers",
         ]
     )

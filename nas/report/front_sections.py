@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from nas.report.commands import export_command, generate_command
-from nas.report.front_figures import loss_against_bytes, loss_against_latency
+from nas.report.commands import export_command, generate_command, load_line
+from nas.report.front_figures import (
+    accuracy_against_latency,
+    loss_against_bytes,
+    loss_against_latency,
+)
 from nas.report.layers import legend, mixer_colours, picture, strip, strip_legend, widest_ffn
-from nas.report.markup import Markup, fixed, join, megabytes, millions, number, table, tag
+from nas.report.markup import Markup, fixed, join, megabytes, millions, number, percent, table, tag
 from nas.report.run_data import Network, RunData, numbers
 from nas.report.statistics import Comparison, bits, comparisons
 from nas.report.summary import loss_text, workload_words
@@ -30,23 +34,29 @@ def front_section(data: RunData) -> Markup:
         )
         for index, workload in enumerate(data.workloads)
     ]
+    accuracy = figure(
+        accuracy_against_latency(data, data.workloads[0], "accuracy") if data.workloads else None,
+        "Accuracy on the test split against latency; both measured. Up and to the left is better.",
+    )
     size = figure(loss_against_bytes(data, "size"), "Loss (measured) against weight bytes.")
     note = (
-        "Down and to the left is better. The line joins the front members that nothing beats in "
-        "that pair of measures; a member off the line is on the front for a third one. "
-        + _baseline_sentence(data)
+        "Down and to the left is better in the pictures of the loss. The line joins the front "
+        "members that nothing beats in that pair of measures; a member off the line is on the "
+        "front for a third one. " + _baseline_sentence(data)
     )
-    return join([tag("p", note), tag("div", *panels, size, _comparison(data), class_="grid")])
+    return join(
+        [tag("p", note), tag("div", *panels, accuracy, size, _comparison(data), class_="grid")]
+    )
 
 
 def _baseline_sentence(data: RunData) -> str:
     baselines = numbers(data.front.get("baselines"))
     told = ", ".join(f"{name} {loss:.2f}" for name, loss in baselines.items())
     sentence = (
-        f"Counting n-grams reaches (measured, nats/{data.unit}): {told}; "
+        f"Without a network one reaches (nats/{data.unit}, on the test split): {told}; "
         "those near the networks are drawn as dashed lines. "
     )
-    names = {"random": "random archs", "uniform": "uniform softmax networks"}
+    names = {"random": "random archs", "uniform": "uniform networks"}
     missing = [name for group, name in names.items() if not data.groups[group]]
     ending = f"This run measured no {' and no '.join(missing)}." if missing else ""
     return (sentence if baselines else "") + ending
@@ -69,8 +79,8 @@ def _comparison(data: RunData) -> Markup | None:
     ]
     rows = [_comparison_row(item, data.workloads[0]) for item in found]
     sentence = (
-        "For each uniform softmax network: the fastest front network with at most its loss "
-        f"({workload_words(data.workloads[0])}; losses and latencies measured)."
+        "For each uniform network (one layer repeated): the fastest front network with at most its "
+        f"loss ({workload_words(data.workloads[0])}; losses and latencies measured)."
     )
     return tag(
         "div",
@@ -104,7 +114,9 @@ def layers_section(data: RunData) -> Markup:
     if not drawn:
         return tag("p", "No network of the front was chosen by name, so none is drawn.")
     networks = [network for network, _ in drawn]
-    colours, width = mixer_colours(networks), widest_ffn(networks)
+    # A mixer has the same colour in the pictures and in the table.
+    colours, width = mixer_colours(data.groups["front"]), widest_ffn(networks)
+    used = mixer_colours(networks)
     cards = [
         tag(
             "div",
@@ -115,7 +127,8 @@ def layers_section(data: RunData) -> Markup:
         )
         for network, tags in drawn
     ]
-    return join([legend(colours), tag("div", *cards, class_="grid")])
+    key = legend({name: colour for name, colour in colours.items() if name in used})
+    return join([key, tag("div", *cards, class_="grid")])
 
 
 def _tags(names: list[str]) -> Markup:
@@ -140,7 +153,9 @@ def table_section(data: RunData) -> Markup:
         "network",
         "layers",
         _header("loss", f"nats/{data.unit}, measured"),
-        _header("loss", f"bits/{data.unit}, measured"),
+        _header("accuracy", "%, measured")
+        if data.has_accuracy
+        else _header("loss", f"bits/{data.unit}, measured"),
         *(_header(workload, "ms, measured") for workload in data.workloads),
         _header("weights", "MB, counted"),
         _header("parameters", "M, counted"),
@@ -153,7 +168,7 @@ def table_section(data: RunData) -> Markup:
             _named(network, data),
             strip(network, colours),
             fixed(network.loss),
-            fixed(bits(network.loss)),
+            percent(network.accuracy) if data.has_accuracy else fixed(bits(network.loss)),
             *(number(network.latency_ms.get(workload)) for workload in data.workloads),
             megabytes(network.weight_bytes),
             millions(network.params),
@@ -179,12 +194,24 @@ def _header(text: str, unit: str) -> Markup:
 
 def _commands(data: RunData) -> Markup:
     missing = [n.arch_id for n in data.front_by_latency if n.arch_id not in data.exports]
-    lines = [generate_command(data.folder, n.arch_id) for n in data.front_by_latency]
+    writes_text = data.unit == "byte"
+    command = generate_command if writes_text else load_line
+    lines = [command(data.folder, n.arch_id) for n in data.front_by_latency]
+    if not writes_text:
+        lines.insert(0, "from searchspace.subnet import Subnet")
     parts = [tag("h3", "Use one")]
     if missing:
         parts += [
-            tag("p", f"Not exported yet: {len(missing)} of {len(lines)}. This exports them:"),
+            tag(
+                "p",
+                f"Not exported yet: {len(missing)} of {len(data.groups['front'])}. "
+                "This exports them:",
+            ),
             tag("pre", export_command(data.folder, missing)),
         ]
-    parts.append(tag("p", "Each exported network loads and writes text on its own:"))
-    return join([*parts, tag("pre", "\n".join(lines))])
+    use = (
+        "Each exported network loads and writes text on its own:"
+        if writes_text
+        else "Each exported network loads on its own, in Python:"
+    )
+    return join([*parts, tag("p", use), tag("pre", "\n".join(lines))])

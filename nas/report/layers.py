@@ -14,7 +14,11 @@ MIXER_COLOURS = {
     "linear_elu": "#b7791f",
     "gla": "#8b4bb0",
 }
-OTHER_COLOURS = ("#b03a5b", "#4d6b2f", "#5a4fcf", "#7a5230")
+# Dark enough for white text; every other one is of another family of hues.
+OTHER_COLOURS = (
+    *("#b03a5b", "#4d6b2f", "#5a4fcf", "#7a5230", "#0e7490", "#a21caf", "#3f7d20", "#b4451f"),
+    *("#475569", "#9d174d", "#1e6b52", "#6d28d9", "#8a6a00", "#7f1d1d", "#155e99", "#5b4636"),
+)
 FFN_COLOUR = "#5b6675"
 ABSENT = "none"
 
@@ -44,16 +48,38 @@ def picture(network: Network, colours: Mapping[str, str], full_width: float) -> 
         colours: of the mixers, from `mixer_colours`.
         full_width: the FFN width whose bar is full, from `widest_ffn`.
     """
-    arch = network.arch
-    vocabulary = f"embedding · vocabulary {arch.get('vocab_size', '?')}"
+    family = mapping(network.arch.get("family"))
     slots = [_slot(index, layer, colours, full_width) for index, layer in enumerate(network.layers)]
     return tag(
         "div",
-        _end(f"{vocabulary} → d_model {arch.get('d_model', '?')}"),
+        _end(f"{_input(network, family)} → d_model {network.arch.get('d_model', '?')}"),
         *slots,
-        _end("norm · head"),
+        _end(_output(family)),
         class_="layers",
     )
+
+
+def _input(network: Network, family: Mapping[str, Any]) -> str:
+    """Say what the layers read."""
+    if family.get("kind") == "vit":
+        image, patch = (_count(family.get(key)) for key in ("image_size", "patch_size"))
+        facts = [f"image of {image} pixels in patches of {patch}"]
+    else:
+        facts = ["embedding", f"vocabulary {network.arch.get('vocab_size', '?')}"]
+    if family.get("embedding_position", ABSENT) != ABSENT:
+        facts.append(f"{family['embedding_position']} positions")
+    if family.get("pooling") == "class_token":
+        facts.append("class token")
+    return " · ".join(facts)
+
+
+def _output(family: Mapping[str, Any]) -> str:
+    """Say what becomes of the last layer's result."""
+    classes = family.get("num_classes")
+    facts = [str(family.get("final_norm", "rmsnorm"))]
+    if classes:
+        facts.append(str(family.get("pooling", "mean")).replace("_", " "))
+    return " · ".join([*facts, f"head of {classes} classes" if classes else "head"])
 
 
 def legend(colours: Mapping[str, str]) -> Markup:
@@ -67,7 +93,7 @@ def legend(colours: Mapping[str, str]) -> Markup:
         tag(
             "span",
             tag("i", class_="swatch int8", style=f"background-color:{FFN_COLOUR}"),
-            "striped: int8 weights and activations",
+            "striped: a precision below fp32",
         ),
         tag("span", tag("i", class_="swatch empty"), "dashed: sub-block or slot left out"),
         tag("span", "FFN bar: length is the hidden width"),
@@ -122,16 +148,24 @@ def _mixer(layer: Mapping[str, Any], colours: Mapping[str, str]) -> Markup:
     options = [f"{key} {value}" for key, value in mapping(layer.get("mixer_options")).items()]
     precision = str(layer.get("mixer_precision", "fp32"))
     position = str(layer.get("position", "nope"))
-    facts = [f"{heads} q × {kv_heads} kv", *options]  # noqa: RUF001 - a multiplication sign
+    shape = [f"{heads} q × {kv_heads} kv"] if heads else []  # noqa: RUF001 - a multiplication sign
+    facts = [*shape, *options]
     facts += [position] if position != "nope" else []
+    facts += ["keys and values of an earlier layer"] if layer.get("kv_shared") else []
     return tag(
         "div",
         tag("strong", name, _badge(precision)),
-        _heads(heads, kv_heads, "#fff"),
-        tag("small", " · ".join([*facts, str(layer.get("norm", ""))])),
+        _heads(heads, kv_heads, "#fff") if heads else None,
+        tag("small", " · ".join([*facts, _norm(layer)])),
         class_=_striped("block", precision),
         style=f"background-color:{colours.get(name, FFN_COLOUR)}",
     )
+
+
+def _norm(layer: Mapping[str, Any]) -> str:
+    placement = str(layer.get("norm_placement", "pre"))
+    norm = str(layer.get("norm", ""))
+    return norm if placement == "pre" else f"{norm} ({placement})"
 
 
 def _ffn(layer: Mapping[str, Any], full_width: float) -> Markup:
@@ -149,7 +183,7 @@ def _ffn(layer: Mapping[str, Any], full_width: float) -> Markup:
         "div",
         tag("strong", f"{name} {width:g}", _badge(precision)),
         tag("span", bar, class_="track"),
-        tag("small", str(layer.get("norm", ""))),
+        tag("small", _norm(layer)),
         class_="ffn",
     )
 

@@ -92,6 +92,11 @@ def fixed(value: float | None, decimals: int = 3) -> str:
     return MISSING if value is None or not math.isfinite(value) else f"{value:,.{decimals}f}"
 
 
+def percent(share: float | None) -> str:
+    """Return a share of 1 in percent with one decimal, without the sign, or a dash."""
+    return fixed(None if share is None else 100.0 * share, 1)
+
+
 def megabytes(size_bytes: float | None) -> str:
     """Return bytes as MB (10^6 bytes) without the unit, or a dash."""
     return MISSING if size_bytes is None else number(size_bytes / 1e6)

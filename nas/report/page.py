@@ -90,7 +90,8 @@ def _about(data: RunData) -> str:
         size = _power_of_ten(str(data.front.get("space_size", "")))
         parts.append(f"space {data.front['space']}{size}")
     return " · ".join(parts) + (
-        ". Losses, latencies and memory are measured unless a label says predicted; bytes and "
+        f". {'Losses, accuracies' if data.has_accuracy else 'Losses'}, latencies and memory are "
+        "measured unless a label says predicted; bytes and "
         "parameters are counted."
     )
 

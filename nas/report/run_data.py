@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from searchspace.errors import UserError
 from searchspace.files import read_json
 
 GROUPS = ("front", "random", "uniform")
-CURVES = ("largest", "smallest", "random")
+NO_CURVES = ("step", "elapsed_s")
+"""What a line of the training log holds besides the loss of each role."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Network:
         arch: `Arch.to_dict` form.
         params: number of parameters, counted.
         weight_bytes: bytes of the stored weights, counted.
-        loss: measured on test files, in nats per unit.
-        search_loss: measured on validation files during the search.
+        loss: measured on the test split, in nats per unit.
+        accuracy: measured on the test split, 0 to 1; None for tasks that are not judged by it.
+        search_loss: measured on the validation split during the search.
         latency_ms: measured, by workload.
         predicted_ms: predicted, by workload.
         peak_mib: measured peak memory.
@@ -41,6 +44,7 @@ class Network:
     params: float | None = None
     weight_bytes: float | None = None
     loss: float | None = None
+    accuracy: float | None = None
     search_loss: float | None = None
     latency_ms: Mapping[str, float] = field(default_factory=dict)
     predicted_ms: Mapping[str, float] = field(default_factory=dict)
@@ -86,8 +90,32 @@ class RunData:
 
     @property
     def unit(self) -> str:
-        """What a loss is per: ``"byte"`` or ``"token"``."""
+        """What a loss is per: ``"byte"``, ``"token"`` or ``"example"``."""
         return str(self.front.get("unit", "byte"))
+
+    @property
+    def has_accuracy(self) -> bool:
+        """Whether networks of this task are judged by their accuracy too."""
+        return any(network.accuracy is not None for network in self.networks)
+
+    @property
+    def target(self) -> str:
+        """What one training loss is of: a token of text too, whose test loss is per byte."""
+        return {"byte": "token", "token": "token", "example": "example"}.get(
+            str(self.front.get("unit")), "target"
+        )
+
+    @property
+    def roles(self) -> list[str]:
+        """The roles in training whose losses were logged, in the order in which they are shown."""
+        found = dict.fromkeys(key for row in self.training for key in row if key not in NO_CURVES)
+        return sorted(found, key=_role_order)
+
+    @property
+    def first_stage_end(self) -> int | None:
+        """The last step in which only the largest network was trained; None for one stage."""
+        alone = list(takewhile(_only_largest, self.training))
+        return int(alone[-1]["step"]) if 0 < len(alone) < len(self.training) else None
 
     @property
     def workloads(self) -> list[str]:
@@ -114,6 +142,18 @@ class RunData:
         for name, arch_id in mapping(self.front.get("chosen")).items():
             tags.setdefault(str(arch_id), []).append(str(name))
         return tags
+
+
+def _only_largest(row: Mapping[str, float]) -> bool:
+    return "largest" in row and not set(row) - {"largest", *NO_CURVES}
+
+
+def _role_order(role: str) -> tuple[int, float]:
+    """Put the largest first, then FFN widths from wide to narrow, then the others."""
+    width = role.removeprefix("ffn_")
+    if role != width and width.isdecimal():
+        return 1, -float(width)
+    return {"largest": 0, "random": 2, "smallest": 3}.get(role, 4), 0.0
 
 
 def load_run(folder: Path) -> RunData:
@@ -195,6 +235,7 @@ def _network(record: Mapping[str, Any], group: str) -> Network:
         params=finite(record.get("params")),
         weight_bytes=finite(record.get("weight_bytes")),
         loss=finite(measured.get("loss")),
+        accuracy=finite(measured.get("accuracy")),
         search_loss=finite(record.get("search_loss")),
         latency_ms=numbers(measured.get("latency_ms")),
         predicted_ms=numbers(predicted.get("latency_ms")),

@@ -21,9 +21,10 @@ from nas.report.figures import (
     scale_axis,
 )
 from nas.report.markup import Markup, fixed
-from nas.report.run_data import CURVES, GROUPS, Network, RunData
+from nas.report.run_data import GROUPS, Network, RunData
 
 CURVE_COLOURS = {"largest": "#1d5fbf", "random": "#7b8494", "smallest": "#c2570c"}
+OTHER_CURVE_COLOURS = ("#15857c", "#b7791f", "#8b4bb0", "#b03a5b", "#4d6b2f")
 CURVE_POINTS = 240
 
 
@@ -187,7 +188,7 @@ def latency_agreement(data: RunData, workload: str, name: str) -> Markup | None:
 
 
 def loss_agreement_figure(data: RunData) -> Markup | None:
-    """Draw the loss on test files against the one the search saw."""
+    """Draw the loss on the test split against the one the search saw."""
     points = {
         group: [
             (n.search_loss, n.loss, _tip(n))
@@ -202,7 +203,7 @@ def loss_agreement_figure(data: RunData) -> Markup | None:
     return agreement(
         "losses",
         points,
-        f"search loss, {unit} (measured on validation files)",
+        f"search loss, {unit} (measured on the validation split)",
         f"test loss, {unit} (measured)",
         band=0.0,
     )
@@ -212,27 +213,32 @@ def _tip(network: Network) -> str:
     return f"{network.label} ({NAMES[network.group]})"
 
 
-def training_curves(rows: Sequence[Mapping[str, float]]) -> Markup | None:
-    """Draw the training losses against steps, each point the mean of some steps."""
-    curves = {name: _binned(rows, name) for name in CURVES}
-    curves = {name: curve for name, curve in curves.items() if len(curve)}
+def training_curves(data: RunData) -> Markup | None:
+    """Draw the training losses of every role against steps, each point the mean of some steps."""
+    curves = {role: _binned(data.training, role) for role in data.roles}
     if not curves:
         return None
+    others = iter(OTHER_CURVE_COLOURS * len(curves))
 
     def paint(figure: Figure, ax: Axes) -> None:
         handles = []
-        for name, curve in curves.items():
-            label = f"{name} {curve[-1, 1]:.2f}"
+        for role, curve in curves.items():
             (line,) = ax.plot(
-                curve[:, 0], curve[:, 1], color=CURVE_COLOURS[name], linewidth=1.5, label=label
+                curve[:, 0],
+                curve[:, 1],
+                color=CURVE_COLOURS.get(role) or next(others),
+                linewidth=1.5,
+                label=f"{role} {curve[-1, 1]:.2f}",
             )
             handles.append(line)
+        if data.first_stage_end is not None:
+            ax.axvline(data.first_stage_end, color=MUTED, linewidth=1.0, linestyle=(0, (1, 2)))
         scale_axis(ax.yaxis, [value for curve in curves.values() for value in curve[:, 1]])
         ax.set_xlabel("step")
-        ax.set_ylabel("training loss, nats/token (measured)")
+        ax.set_ylabel(f"training loss, nats/{data.target} (measured)")
         legend_above(ax, handles)
 
-    return draw("training", "Training loss of largest, smallest and random networks", paint, 3.4)
+    return draw("training", f"Training loss of these networks: {', '.join(curves)}", paint, 3.4)
 
 
 def _binned(rows: Sequence[Mapping[str, float]], name: str) -> np.ndarray:

@@ -30,8 +30,8 @@ def search_section(data: RunData) -> Markup:
         return tag("p", "No search has been run yet, so there is no hypervolume to show.")
     left = figure(
         hypervolume_curve(curve) if curve else None,
-        "Hypervolume of all candidates so far. Their losses are measured on validation files with "
-        "the supernet's weights, their latencies are predicted from the table.",
+        "Hypervolume of all candidates so far. Their losses are measured on the validation split "
+        "with the supernet's weights, their latencies are predicted from the table.",
     )
     right = figure(_volume_bars(found) if found else None, _volume_caption(data))
     return join(
@@ -107,8 +107,8 @@ def prediction_section(data: RunData) -> Markup:
     panels.append(
         figure(
             loss_agreement_figure(data),
-            "Loss the search saw (measured on validation files) against the loss on test files: "
-            f"Kendall tau {tau} over {count} networks. The line is equality.",
+            "Loss the search saw (measured on the validation split) against the loss on the test "
+            f"split: Kendall tau {tau} over {count} networks. The line is equality.",
         )
     )
     if not any(panels):
@@ -130,17 +130,38 @@ def error_words(error: PredictionError | None) -> str:
 
 def training_section(data: RunData) -> Markup:
     """Return the training curves."""
-    drawing = training_curves(data.training)
+    drawing = training_curves(data)
     if drawing is None:
         return tag("p", "There is no training log in this folder, so no curve is drawn.")
     last = data.training[-1]
     seconds = f" in {number(last['elapsed_s'])} s" if "elapsed_s" in last else ""
     caption = (
-        f"{last['step']:.0f} steps{seconds}. Every step trains the largest and the smallest "
-        "network and random ones on the same batch; each point is the mean of some steps, and the "
-        "figures above are the last points."
+        f"{last['step']:.0f} steps{seconds}. {_training_words(data)} Each point is the mean of "
+        "some steps, and the figures above are the last points."
     )
     return tag("div", figure(drawing, caption), class_="grid")
+
+
+def _training_words(data: RunData) -> str:
+    """Say which networks the steps trained, from the losses they logged."""
+    roles = [role for role in data.roles if role in data.training[-1]]
+    widths = [role.removeprefix("ffn_") for role in roles if role.startswith("ffn_")]
+    named = {"largest": "the largest network", "smallest": "the smallest", "random": "random ones"}
+    parts = [named.get(role, f"the {role} one") for role in roles if not role.startswith("ffn_")]
+    if widths:
+        of = "width" if len(widths) == 1 else "widths"
+        parts.append(f"the same layers with FFN {of} {', '.join(widths)}")
+    if roles == ["random"]:
+        parts = ["random networks"]
+    *firsts, final = parts
+    told = f"{', '.join(firsts)} and {final}" if firsts else final
+    every = f"every step trains {told}{' on the same batch' if firsts else ''}."
+    if data.first_stage_end is None:
+        return f"E{every[1:]}"
+    return (
+        f"Up to step {data.first_stage_end} (dotted line) only the largest network was trained; "
+        f"from then on {every}"
+    )
 
 
 def metrics_section(data: RunData) -> Markup:

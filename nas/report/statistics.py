@@ -60,7 +60,7 @@ def predicted_and_measured(networks: Sequence[Network], workload: str) -> list[t
 
 
 def loss_agreement(data: RunData) -> PredictionError | None:
-    """Compare the validation loss that the search saw with the loss on test files."""
+    """Compare the validation loss that the search saw with the loss on the test split."""
     unique = {network.arch_id: network for network in data.networks}.values()
     return _error([(n.search_loss, n.loss) for n in unique if n.search_loss and n.loss])
 
@@ -99,7 +99,7 @@ class Comparison:
 
 
 def comparisons(data: RunData, workload: str) -> list[Comparison]:
-    """Compare the front with every uniform softmax network, best loss first."""
+    """Compare the front with every uniform network, best loss first."""
     plain = [n for n in data.groups["uniform"] if n.loss is not None and workload in n.latency_ms]
     return [_compare(n, data.groups["front"], workload) for n in sorted(plain, key=_loss)]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nas.report.markup import Markup, fixed, megabytes, number, tag
-from nas.report.run_data import Network, RunData, finite, mapping
+from nas.report.markup import Markup, fixed, megabytes, number, percent, tag
+from nas.report.run_data import Network, RunData, finite, mapping, numbers
 from nas.report.statistics import bits, latency_error, smallest_by
 
 
@@ -21,8 +21,11 @@ def workload_words(name: str) -> str:
 
 
 def loss_text(network: Network, unit: str) -> str:
-    """Return a network's loss in both units of information."""
-    return f"{fixed(network.loss)} nats/{unit} ({fixed(bits(network.loss))} bits/{unit})"
+    """Return a network's loss, with its accuracy or in both units of information."""
+    loss = f"{fixed(network.loss)} nats/{unit}"
+    if network.accuracy is not None:
+        return f"{loss}, accuracy {percent(network.accuracy)} %"
+    return f"{loss} ({fixed(bits(network.loss))} bits/{unit})"
 
 
 def volumes(data: RunData) -> dict[str, float]:
@@ -42,7 +45,7 @@ def headline(data: RunData) -> str:
         return "No front has been measured in this run folder yet."
     parts = [
         f"{len(front)} networks on the measured front: the best reaches "
-        f"{loss_text(best, data.unit)} on test files"
+        f"{loss_text(best, data.unit)} on the test split"
     ]
     if data.workloads:
         main = data.workloads[0]
@@ -65,7 +68,7 @@ def headline(data: RunData) -> str:
 def verdict(data: RunData) -> str:
     """Say whether the front beats its baselines, from their measured hypervolumes."""
     found = volumes(data)
-    names = {"random": "as many random archs", "uniform": "uniform softmax networks"}
+    names = {"random": "as many random archs", "uniform": "uniform networks"}
     others = {group: value for group, value in found.items() if group != "front"}
     if "front" not in found or not others:
         return "no hypervolume of front and baselines was measured"
@@ -80,7 +83,13 @@ def cards(data: RunData) -> Markup | None:
     front = data.groups["front"]
     if not front:
         return None
-    items = [_loss_card(data), _latency_card(data), _size_card(data), _volume_card(data)]
+    items = [
+        _loss_card(data),
+        _accuracy_card(data),
+        _latency_card(data),
+        _size_card(data),
+        _volume_card(data),
+    ]
     return tag("div", *items, *_error_cards(data), class_="cards")
 
 
@@ -98,12 +107,21 @@ def _loss_card(data: RunData) -> Markup | None:
     best = smallest_by(data.groups["front"], lambda network: network.loss)
     if best is None:
         return None
-    return _card(
-        "Best loss",
-        fixed(best.loss),
-        f"nats/{data.unit} = {fixed(bits(best.loss))} bits/{data.unit}",
-        f"measured on test files · {best.arch_id}",
-    )
+    unit = f"nats/{data.unit}"
+    if not data.has_accuracy:
+        unit += f" = {fixed(bits(best.loss))} bits/{data.unit}"
+    where = f"measured on the test split · {best.arch_id}"
+    return _card("Best loss", fixed(best.loss), unit, where)
+
+
+def _accuracy_card(data: RunData) -> Markup | None:
+    best = smallest_by(data.groups["front"], lambda n: None if n.accuracy is None else -n.accuracy)
+    if best is None:
+        return None
+    baselines = numbers(data.front.get("accuracy_baselines"))
+    told = [f"{name}: {percent(value)} %" for name, value in baselines.items()]
+    where = f"measured on the test split · {best.arch_id}"
+    return _card("Best accuracy", f"{percent(best.accuracy)} %", where, *told)
 
 
 def _latency_card(data: RunData) -> Markup | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from nas.report.markup import fixed, megabytes, number
+from nas.report.markup import fixed, megabytes, number, percent
 from nas.report.run_data import Network, RunData, from_parts
 from nas.report.statistics import bits
 from nas.report.summary import verdict
@@ -25,7 +25,8 @@ def front_table(front: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
     data = from_parts(front)
-    columns = ["network", f"nats\n/{data.unit}", f"bits\n/{data.unit}"]
+    columns = ["network", f"nats\n/{data.unit}"]
+    columns.append("accu-\nracy %" if data.has_accuracy else f"bits\n/{data.unit}")
     columns += [f"{workload.partition('_')[0]}\nms" for workload in data.workloads]
     # Compact, and only names may wrap, so that a terminal of 80 columns holds every number.
     table = Table(
@@ -53,7 +54,7 @@ def _cells(network: Network, data: RunData) -> list[Any]:
     return [
         Text(" ".join([network.label, *tags])),
         fixed(network.loss),
-        fixed(bits(network.loss)),
+        percent(network.accuracy) if data.has_accuracy else fixed(bits(network.loss)),
         *(number(network.latency_ms.get(workload)) for workload in data.workloads),
         megabytes(network.weight_bytes),
         number(network.peak_mib),
@@ -65,7 +66,8 @@ def _cells(network: Network, data: RunData) -> list[Any]:
 def _caption(data: RunData) -> Any:
     from rich.text import Text
 
-    counted = "losses, latencies and MiB (peak memory) measured; MB (weights) counted"
+    quality = "losses, accuracies" if data.has_accuracy else "losses"
+    counted = f"{quality}, latencies and MiB (peak memory) measured; MB (weights) counted"
     sentence = verdict(data)
     return Text(
         f"{counted}; {sentence}" + ("; dim: uniform networks" if data.groups["uniform"] else "")

@@ -6,50 +6,23 @@ read the registry and build a `TaskConfig` at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from nas.tasks.base import IGNORED, Progress, Task
 from nas.tasks.config import TaskConfig
-from nas.tasks.sources import SourceFile, stdlib_files, user_files
+from nas.tasks.registry import TASKS, TaskKind
 
-if TYPE_CHECKING:
-    from nas.tasks.language_model import LanguageModelTask
-
-__all__ = ["TASKS", "TaskConfig", "TaskKind", "prepare_task"]
-
-Progress = Callable[[str], None]
+__all__ = ["IGNORED", "TASKS", "Task", "TaskConfig", "TaskKind", "prepare_task"]
 
 
-@dataclass(frozen=True)
-class TaskKind:
-    """One way to get a text.
-
-    Args:
-        summary: one line for ``--help``.
-        find_files: takes ``TaskConfig.data`` and returns the files that match.
-    """
-
-    summary: str
-    find_files: Callable[[str | None], list[SourceFile]]
-
-
-TASKS: dict[str, TaskKind] = {
-    "stdlib": TaskKind("the Python standard library's own sources (no download)", stdlib_files),
-    "text": TaskKind("your UTF-8 files: data=FILE, FOLDER or 'GLOB'", user_files),
-    "tokens": TaskKind("your .bin files of uint16 tokens: data and vocab_size", user_files),
-}
-
-
-def prepare_task(
-    config: TaskConfig, folder: Path | str, progress: Progress | None = None
-) -> LanguageModelTask:
-    """Open the prepared task in a folder, or read the files and prepare it there.
+def prepare_task(config: TaskConfig, folder: Path | str, progress: Progress | None = None) -> Task:
+    """Open the prepared task in a folder, or read or generate what it needs and prepare it there.
 
     A folder that holds a whole task of the same config is opened as it is, even where the files
     have changed since: the tokens that training began with stay the tokens of the run. A
-    half-written one is built again. Nothing is written before everything is checked.
+    half-written one is built again. Nothing is written before everything is checked. Tasks that
+    are generated in less than a second write nothing.
 
     Args:
         config: what to learn from and how to cut it.
@@ -57,9 +30,15 @@ def prepare_task(
         progress: is told in words what is being done.
 
     Raises:
-        UserError: no usable or too little text, tokens outside the vocabulary, a folder that
+        UserError: no usable or too little data, tokens outside the vocabulary, a folder that
             cannot be written or that holds a task of another config.
     """
-    from nas.tasks.preparation import prepare
+    from nas.tasks.storage import check_same_config, stored_config
 
-    return prepare(config, Path(folder), progress or (lambda message: None))
+    folder = Path(folder)
+    found = stored_config(folder)
+    if found is not None:
+        check_same_config(found, config, folder)
+    module = importlib.import_module(TASKS[config.name].module)
+    task: Task = module.prepare(config, folder, progress or (lambda message: None))
+    return task

@@ -2,36 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
+from nas.tasks.registry import TASKS, TaskKind
 from searchspace.errors import UserError, unknown
 
-TASK_NAMES = ("stdlib", "text", "tokens")
 TOKENIZER_NAMES = ("bpe", "bytes")
 MIN_BPE_VOCAB_SIZE = 257
 MAX_VOCAB_SIZE = 65536
 
+# What the fields may be that only some tasks have.
+_LIMITS = {
+    "num_examples": (1, 10_000_000),
+    "min_length": (1, 100_000),
+    "max_length": (1, 100_000),
+    "max_depth": (2, 100),
+    "max_args": (2, 100),
+    "num_items": (1, 100_000),
+    "evaluation_items": (1, 100_000),
+    "num_symbols": (2, 4096),
+}
+
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What is learnt, from which files, cut up how.
+    """What is learnt, from which files or by which rules, cut up how.
+
+    Fields that end in None below belong to some tasks only; the task's own default, which stands
+    in `nas.tasks.registry.TASKS`, is filled in.
 
     Args:
-        name: ``"stdlib"`` (the Python standard library's own sources), ``"text"`` (UTF-8 files of
-            the user) or ``"tokens"`` (``.bin`` files of little-endian uint16 token ids).
-            ``"text"`` becomes ``"tokens"`` when every file that ``data`` matches ends in ``.bin``.
+        name: a name in `TASKS`. ``"text"`` becomes ``"tokens"`` when every file that ``data``
+            matches ends in ``.bin``.
         data: a file, a folder (searched recursively, hidden entries left out) or a glob with
-            ``**``; only for ``"text"`` and ``"tokens"``.
+            ``**``; for ``"text"`` and ``"tokens"``. For ``"text_classification"`` a folder whose
+            sub-folders are the classes.
         tokenizer: ``"bpe"`` (byte-level byte pairs) or ``"bytes"``; not used by token files.
         vocab_size: tokens the byte-pair tokenizer may have, end-of-text included; for token files
             the vocabulary that they were written with. ``"bytes"`` always has 257.
-        seq_len: tokens in one window.
+        seq_len: tokens in one window; for ``"text_classification"`` bytes kept of a file.
         max_train_bytes: training files are drawn in an order that depends on ``seed`` up to here.
-        validation_fraction: share of the bytes held out for the search.
-        test_fraction: share of the bytes held out for the final figures.
-        seed: chooses the training files where there are more than ``max_train_bytes``; the
-            held-out files do not depend on it, so losses of different seeds are comparable.
+        validation_fraction: share of the bytes (of the files of each class) held out for the
+            search.
+        test_fraction: share held out for the final figures.
+        seed: chooses the training files where there are more than ``max_train_bytes``, and the
+            training expressions of ``"listops"``; what is held out does not depend on it, so
+            losses of different seeds are comparable.
+        num_examples: training expressions of ``"listops"``.
+        min_length: tokens of the shortest expression.
+        max_length: tokens of the longest expression.
+        max_depth: operators and the value in them that may be nested; 2 is one operator.
+        max_args: most arguments of an operator; the fewest are 2.
+        num_items: symbols of the longest string to ``"copy"``, pairs of ``"context_lookup"``.
+        evaluation_items: the same in held-out sequences; None is as many as in training.
+        num_symbols: symbols that strings, or keys and values each, are made of.
 
     Raises:
         UserError: a name is unknown, or a value is out of range or does not go with another one.
@@ -46,15 +71,32 @@ class TaskConfig:
     validation_fraction: float = 0.03
     test_fraction: float = 0.03
     seed: int = 0
+    num_examples: int | None = None
+    min_length: int | None = None
+    max_length: int | None = None
+    max_depth: int | None = None
+    max_args: int | None = None
+    num_items: int | None = None
+    evaluation_items: int | None = None
+    num_symbols: int | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in TASK_NAMES:
-            raise unknown("task", self.name, TASK_NAMES)
+        if self.name not in TASKS:
+            raise unknown("task", self.name, TASKS)
         if self.tokenizer not in TOKENIZER_NAMES:
             raise unknown("tokenizer", self.tokenizer, TOKENIZER_NAMES)
         self._check_data()
+        self._check_used(TASKS[self.name])
         self._check_vocab_size()
         self._check_sizes()
+        self._fill(TASKS[self.name])
+        self._check_expressions()
+        self._check_keys()
+
+    def number(self, field: str) -> int:
+        """Return the value of a field that the task has; None stands for ``num_items``."""
+        value = getattr(self, field)
+        return int(self.number("num_items") if value is None else value)
 
     def _check_data(self) -> None:
         if self.name == "stdlib" and self.data is not None:
@@ -62,13 +104,33 @@ class TaskConfig:
                 f"data={self.data!r} was given with task=stdlib, which reads Python's own "
                 "sources; add task=text to learn from your files"
             )
-        if self.name != "stdlib" and not self.data:
+        if "data" not in TASKS[self.name].uses or self.data:
+            return
+        if self.name == "text_classification":
             raise UserError(
-                f"task={self.name} needs data; give a file, a folder or a quoted glob such as "
-                "--data 'notes/**/*.txt'"
+                "task=text_classification needs data; give a folder with one sub-folder of text "
+                "files per class"
             )
+        raise UserError(
+            f"task={self.name} needs data; give a file, a folder or a quoted glob such as "
+            "--data 'notes/**/*.txt'"
+        )
+
+    def _check_used(self, kind: TaskKind) -> None:
+        """Refuse what was given but means nothing to this task."""
+        known = {"name", *kind.uses, *kind.defaults}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in known and value != field.default:
+                its = ", ".join((*kind.uses, *kind.defaults))
+                raise UserError(
+                    f"{field.name}={value!r} was given with task={self.name}, which does not use "
+                    f"it; leave it out ({f'it has {its}' if its else 'it has no parameters'})"
+                )
 
     def _check_vocab_size(self) -> None:
+        if "vocab_size" not in TASKS[self.name].uses:
+            return
         if self.tokenizer == "bytes" and self.name != "tokens":
             return
         low = 2 if self.name == "tokens" else MIN_BPE_VOCAB_SIZE
@@ -81,6 +143,8 @@ class TaskConfig:
     def _check_sizes(self) -> None:
         if self.seq_len < 1:
             raise UserError(f"seq_len={self.seq_len} is too small; choose 1 or more")
+        if self.seed < 0:
+            raise UserError(f"task seed={self.seed} is negative; choose 0 or more")
         if self.max_train_bytes < 1:
             raise UserError(
                 f"max_train_bytes={self.max_train_bytes} is too small; choose 1 or more"
@@ -89,3 +153,42 @@ class TaskConfig:
             value = getattr(self, field)
             if not 0.0 < value <= 0.4:
                 raise UserError(f"{field}={value} is out of range; choose more than 0, at most 0.4")
+
+    def _fill(self, kind: TaskKind) -> None:
+        """Put in the task's defaults and check the range of what was given."""
+        for field, default in kind.defaults.items():
+            value = getattr(self, field)
+            if value is None:
+                object.__setattr__(self, field, default)
+                continue
+            low, high = _LIMITS[field]
+            if not low <= value <= high:
+                raise UserError(f"{field}={value} is out of range; choose {low} to {high}")
+
+    def _check_expressions(self) -> None:
+        if self.name != "listops":
+            return
+        low, high = self.number("min_length"), self.number("max_length")
+        if low > high:
+            raise UserError(
+                f"min_length={low} is more than max_length={high}; choose at most {high}"
+            )
+        longest = 1
+        for _ in range(self.number("max_depth") - 1):
+            longest = min(2 + self.number("max_args") * longest, high)
+        if longest < low:
+            raise UserError(
+                f"no expression of max_depth={self.max_depth} and max_args={self.max_args} has "
+                f"min_length={low} tokens, the longest has {longest}; lower min_length or raise "
+                "max_depth"
+            )
+
+    def _check_keys(self) -> None:
+        if self.name != "context_lookup":
+            return
+        for field in ("num_items", "evaluation_items"):
+            if self.number(field) > self.number("num_symbols"):
+                raise UserError(
+                    f"{field}={self.number(field)} pairs need as many different keys, but "
+                    f"num_symbols={self.num_symbols}; raise num_symbols or lower {field}"
+                )

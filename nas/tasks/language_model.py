@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nas.tasks.base import HeldOut, decoder_facts
 from nas.tasks.config import TaskConfig
 from nas.tasks.splits import SplitName
 from nas.tasks.tokenizers import StreamDecoder, Tokenizer
@@ -68,6 +69,8 @@ class LanguageModelTask:
         tokenizer: None for token files.
     """
 
+    metric_name: Literal["loss"] = "loss"
+
     def __init__(
         self,
         config: TaskConfig,
@@ -81,6 +84,7 @@ class LanguageModelTask:
         self.vocab_size = facts.vocab_size
         self.seq_len = config.seq_len
         self.unit = facts.unit
+        self.family_facts = decoder_facts(config.seq_len)
         self._tokens = tokens
 
     @property
@@ -116,13 +120,13 @@ class LanguageModelTask:
         return self._windows(tokens, np.array(starts))
 
     def evaluation_batches(
-        self, split: Literal["validation", "test"], num_tokens: int, batch_size: int
+        self, split: HeldOut, amount: int, batch_size: int
     ) -> list[tuple[Tensor, Tensor]]:
         """Return windows that never overlap and are spread evenly over a held-out split.
 
         Args:
             split: which part.
-            num_tokens: how many targets in all; rounded down to whole windows, at least one and
+            amount: how many targets in all; rounded down to whole windows, at least one and
                 at most what the split holds.
             batch_size: B; the last batch may be smaller.
 
@@ -131,7 +135,7 @@ class LanguageModelTask:
         """
         tokens = self._tokens[split]
         room = len(tokens) - 1 - self.seq_len
-        num_windows = max(1, min(num_tokens, len(tokens) - 1) // self.seq_len)
+        num_windows = max(1, min(amount, len(tokens) - 1) // self.seq_len)
         starts = np.arange(num_windows) * room // max(1, num_windows - 1)
         return [
             self._windows(tokens, starts[first : first + batch_size])

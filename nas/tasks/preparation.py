@@ -1,4 +1,4 @@
-"""From files to a prepared task."""
+"""From files to a prepared language modelling task."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.tasks import TASKS, Progress
+from nas.tasks.base import Progress
 from nas.tasks.config import TaskConfig
 from nas.tasks.language_model import LanguageModelTask, SplitSize, TaskFacts
 from nas.tasks.ngrams import byte_symbols, ngram_nats
 from nas.tasks.readers import Reader, TextReader, TokenReader
-from nas.tasks.sources import SourceFile
+from nas.tasks.sources import FINDERS, SourceFile
 from nas.tasks.splits import SPLITS, Corpus, SplitName, split_files
-from nas.tasks.storage import check_same_config, open_task, save_task
+from nas.tasks.storage import open_task, save_task
 from nas.tasks.tokenizers import BytePairTokenizer, ByteTokenizer, Tokenizer
 from searchspace.errors import UserError
 
@@ -28,9 +28,8 @@ def prepare(config: TaskConfig, folder: Path, progress: Progress) -> LanguageMod
     """Open the task that a folder holds, or build it there; see `nas.tasks.prepare_task`."""
     found = open_task(folder)
     if found is not None:
-        check_same_config(found.config, config, folder)
         return found
-    files = TASKS[config.name].find_files(config.data)
+    files = FINDERS[config.name](config.data)
     is_tokens = config.name == "tokens" or _all_token_files(config, files)
     reader: Reader = TokenReader(config.vocab_size) if is_tokens else TextReader()
     _check_total(sum(file.num_bytes for file in files), config, bytes_per_token=1 + is_tokens)

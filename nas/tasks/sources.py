@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,19 @@ def user_files(data: str | None) -> list[SourceFile]:
         what = f"{files[0].path} is" if len(files) == 1 else f"all {len(files)} files are"
         raise UserError(f"{what} empty (data={data!r}); give files that hold text")
     return full
+
+
+FINDERS: dict[str, Callable[[str | None], list[SourceFile]]] = {
+    "stdlib": stdlib_files,
+    "text": user_files,
+    "tokens": user_files,
+}
+"""How each language modelling task finds its files, given ``TaskConfig.data``."""
+
+
+def files_below(folder: Path) -> list[SourceFile]:
+    """Return the non-empty files of a folder, hidden entries left out, sorted by name."""
+    return [file for file in _source_files(_walk(folder), folder) if file.num_bytes > 0]
 
 
 def _matching_files(pattern: str) -> list[SourceFile]:

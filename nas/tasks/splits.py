@@ -134,14 +134,14 @@ class _Splitter:
             "validation": config.validation_fraction * total,
         }
         parts: dict[SplitName, Part] = {name: Part() for name in SPLITS}
-        left = sorted(files, key=lambda file: _digest(file.name))
+        left = sorted(files, key=lambda file: name_digest(file.name))
         for split, size in wanted.items():
             small = [file for file in left if file.num_bytes <= _LARGEST_FILE * size]
             large = [file for file in left if file.num_bytes > _LARGEST_FILE * size]
             left = self._fill(parts[split], small, size, _MOST * size)
             left += self._fill(parts[split], large, size, _MOST * size)
-            left.sort(key=lambda file: _digest(file.name))
-        left.sort(key=lambda file: _digest(f"{config.seed}/{file.name}"))
+            left.sort(key=lambda file: name_digest(file.name))
+        left.sort(key=lambda file: name_digest(f"{config.seed}/{file.name}"))
         self._fill(parts["train"], left, config.max_train_bytes, config.max_train_bytes)
         no_use = self.duplicates | self.skipped.keys()
         size_left = sum(file.num_bytes for file in left if file not in no_use)
@@ -202,7 +202,8 @@ class _Splitter:
         return left
 
 
-def _digest(name: str) -> bytes:
+def name_digest(name: str) -> bytes:
+    """Return what files are ordered by: fixed, the same on every machine, and as good as random."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
 
 
@@ -211,5 +212,7 @@ def _fingerprint(parts: dict[SplitName, Part]) -> str:
     for split in SPLITS:
         part = parts[split]
         for name, document in sorted(zip(part.names, part.documents, strict=True)):
-            total.update(f"{split}/".encode() + _digest(name) + hashlib.sha256(document).digest())
+            total.update(
+                f"{split}/".encode() + name_digest(name) + hashlib.sha256(document).digest()
+            )
     return total.hexdigest()

@@ -80,6 +80,15 @@ def open_task(folder: Path) -> LanguageModelTask | None:
     return LanguageModelTask(config, facts, tokens, tokenizer)
 
 
+def stored_config(folder: Path) -> TaskConfig | None:
+    """Return the config of the task that a folder holds; None where there is none to be read."""
+    try:
+        content = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
+        return TaskConfig(**content["config"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def check_same_config(found: TaskConfig, wanted: TaskConfig, folder: Path) -> None:
     """Refuse a folder whose task was prepared from other settings.
 

@@ -50,7 +50,7 @@ def score_arch(name: str, arch: Arch, batch: Batch, rng: np.random.Generator) ->
     Args:
         name: a key of `METRICS`.
         arch: what is scored.
-        batch: input and target token ids, int64 of shape (batch, tokens).
+        batch: inputs and targets; see `probe.Batch`.
         rng: draws the seed of the weights.
 
     Raises:
@@ -75,7 +75,7 @@ def score_archs(
     Args:
         names: keys of `METRICS`.
         archs: what is scored.
-        batch: input and target token ids, int64 of shape (batch, tokens).
+        batch: inputs and targets; see `probe.Batch`.
         seed: of the weights, the same for every arch.
         progress: called after every arch with the number done and the number of all.
 

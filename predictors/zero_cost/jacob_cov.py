@@ -21,12 +21,15 @@ def jacob_cov(probe: Probe) -> float:
     section 3; constants as in Abdelfattah et al. 2021.
 
     Raises:
-        UserError: for a single sequence, or one to which the network does not respond at all.
+        UserError: for a single sequence, one to which the network does not respond at all, or a
+            response that is not finite.
     """
     rows = probe.loss_pass.jacobian_BTD.double().flatten(1).numpy()
     if len(rows) < 2:
         raise UserError("jacob_cov compares sequences, but the batch has one; give at least two")
+    if not np.isfinite(rows).all():
+        raise UserError("the gradient of the outputs by the embedded tokens is not finite")
     if not (rows.std(axis=1) > 0).all():
-        raise UserError("jacob_cov: the network's output does not depend on one of the sequences")
+        raise UserError("the network's output does not depend on one of the sequences")
     values = np.linalg.eigvalsh(np.corrcoef(rows)).clip(min=0.0) + EPSILON
     return float(-(np.log(values) + 1.0 / values).sum())

@@ -1,6 +1,7 @@
 """One freshly initialised network on one batch: everything the metrics look at, computed once.
 
-Shapes: B batch, T tokens, D d_model, V vocabulary, N sampled tokens, F hidden units of an FFN.
+Shapes: B batch, T tokens, D d_model, V vocabulary or classes, N sampled tokens, F hidden units of
+an FFN, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ from torch.nn import functional as F
 from searchspace.arch import Arch
 from searchspace.errors import UserError
 from searchspace.linear import Linear
+from searchspace.norms import PRepBN
 from searchspace.sub_blocks import FFNBlock
 from searchspace.subnet import Subnet
 
 Batch = tuple[Tensor, Tensor]
-"""Input and target token ids, both int64 of shape (B, T)."""
+"""Inputs and targets: token ids (B, T) and the next ones (B, T) of a decoder; token ids (B, T) or
+images (B, C, H, W), float32, and classes (B,) of an encoder or ViT. Ids and targets are int64."""
+
+IGNORED = -100
+"""The target of a position that is not scored; `torch`'s own ``ignore_index``."""
 
 MAX_PATTERN_TOKENS = 128
 """Tokens whose FFN activation signs are kept, spread evenly over the batch."""
@@ -40,7 +46,7 @@ class LossPass:
     """What one forward and backward pass of the task loss leaves behind.
 
     Args:
-        loss: mean cross-entropy in nats per token.
+        loss: mean cross-entropy in nats per scored target.
         weights: every linear map's weight by name.
         gradients: the loss's gradient of each of them.
         patterns: for every FFN which hidden units are positive, bool (N, F).
@@ -66,22 +72,38 @@ class Probe:
         dtype: float64 only serves to check the arithmetic of float32.
 
     Raises:
-        UserError: when the batch is not two equal (B, T) int64 tensors of known tokens.
+        UserError: when the batch does not fit the arch's inputs and outputs.
     """
 
     def __init__(
         self, arch: Arch, batch: Batch, seed: int, dtype: torch.dtype = torch.float32
     ) -> None:
-        check_batch(batch, arch.vocab_size)
+        check_batch(batch, arch)
         self.arch = arch
-        self.inputs_BT, self.targets_BT = batch
+        self.inputs, self.targets = batch
+        if self.inputs.is_floating_point():
+            self.inputs = self.inputs.to(dtype)
         self._seed, self._dtype = seed, dtype
 
     @cached_property
     def network(self) -> Subnet:
-        """The network at its initial weights; no metric changes them."""
+        """The network as training begins with it; no metric changes its weights.
+
+        Annealed norms are in their exact form then; their final one is made for trained weights
+        and would let the stream explode at random ones.
+        """
         network = Subnet(self.arch).reset(torch.Generator().manual_seed(self._seed))
+        for module in network.modules():
+            if isinstance(module, PRepBN):
+                module.blend = 1.0
         return network.to(self._dtype)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one sequence inside the network, a class token counted."""
+        family = self.arch.family
+        outside = family.max_tokens if family.kind == "vit" else self.inputs.shape[1]
+        return outside + family.num_extra_tokens
 
     @cached_property
     def loss_pass(self) -> LossPass:
@@ -93,12 +115,14 @@ class Probe:
         network, patterns = self.network, _SignPatterns(self.network)
         weights = linear_weights(network)
         with torch.enable_grad(), patterns:
-            x_BTD = network.ends.embed(self.inputs_BT).detach().requires_grad_()
-            logits_BTV = run_blocks(network, x_BTD)
-            loss = F.cross_entropy(logits_BTV.flatten(0, 1), self.targets_BT.flatten())
+            x_BTD = network.ends.embed(self.inputs)
+            logits = network.ends.logits(network.run_layers(x_BTD), self.inputs)
+            loss = F.cross_entropy(logits.flatten(0, -2), self.targets.flatten())
             # Needs the graph for the Jacobian too, but not the weights' gradients a second time.
-            grads = torch.autograd.grad(loss, list(weights.values()), retain_graph=True)
-            (jacobian_BTD,) = torch.autograd.grad(logits_BTV.sum(), x_BTD)
+            grads = torch.autograd.grad(
+                loss, list(weights.values()), retain_graph=True, materialize_grads=True
+            )
+            (jacobian_BTD,) = torch.autograd.grad(logits.sum(), x_BTD)
         gradients = dict(zip(weights, grads, strict=True))
         check_gradients(loss.item(), weights, gradients)
         return LossPass(loss.item(), weights, gradients, tuple(patterns.kept), jacobian_BTD)
@@ -125,34 +149,47 @@ def linear_weights(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def run_blocks(network: Subnet, x_BTD: Tensor) -> Tensor:
-    """Return the logits (B, T, V) of embedded tokens."""
-    for block in network.blocks.values():
-        x_BTD = block(x_BTD)
-    return network.ends.logits(x_BTD)
-
-
-def check_batch(batch: Batch, vocab_size: int) -> None:
+def check_batch(batch: Batch, arch: Arch) -> None:
     """Refuse a batch that no metric could use.
 
     Raises:
         UserError: saying what is wrong with it.
     """
     inputs, targets = batch
-    if inputs.ndim != 2 or inputs.shape != targets.shape or not inputs.numel():
+    family = arch.family
+    if family.kind == "vit":
+        size = family.image_size
+        wanted = f"images (batch, {family.channels}, {size}, {size})"
+        fits = tuple(inputs.shape[1:]) == (family.channels, size, size)
+    else:
+        wanted, fits = "tokens (batch, tokens)", inputs.ndim == 2
+    if not fits or not inputs.numel():
+        raise UserError(
+            f"training-free metrics got inputs {tuple(inputs.shape)} in family {family.kind!r}; "
+            f"give {wanted}"
+        )
+    expected = tuple(inputs.shape[:1]) if family.num_classes else tuple(inputs.shape)
+    if tuple(targets.shape) != expected:
         raise UserError(
             f"training-free metrics got inputs {tuple(inputs.shape)} and targets "
-            f"{tuple(targets.shape)}; give two token tensors of the same shape (batch, tokens)"
+            f"{tuple(targets.shape)} in family {family.kind!r}; give targets of shape {expected}"
         )
-    for name, tokens in (("inputs", inputs), ("targets", targets)):
-        if tokens.dtype != torch.int64:
-            raise UserError(f"{name} of a batch have dtype {tokens.dtype}; give int64 token ids")
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= vocab_size:
-            raise UserError(
-                f"{name} of a batch hold token ids from {low} to {high}; the arch's vocabulary has "
-                f"ids 0 to {vocab_size - 1}"
-            )
+    if family.kind != "vit":
+        _check_ids("inputs", inputs, inputs, arch.vocab_size)
+    scored = targets[targets != IGNORED]
+    _check_ids("targets", targets, scored, family.num_classes or arch.vocab_size)
+
+
+def _check_ids(name: str, given: Tensor, ids: Tensor, size: int) -> None:
+    if given.dtype != torch.int64:
+        raise UserError(f"{name} of a batch have dtype {given.dtype}; give int64 ids")
+    if not ids.numel():
+        raise UserError(f"none of the {name} of a batch is scored; give a batch with targets")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= size:
+        raise UserError(
+            f"{name} of a batch hold ids from {low} to {high}; the arch has ids 0 to {size - 1}"
+        )
 
 
 def check_gradients(
@@ -193,7 +230,8 @@ class _SignPatterns:
 
     def __enter__(self) -> None:
         # What enters the last map is the activation, of gated and plain FFNs alike.
-        self._hooks = [ffn.down_proj.register_forward_pre_hook(self._keep) for ffn in self._ffns]
+        last = [ffn.output_linear() or ffn.down_proj for ffn in self._ffns]
+        self._hooks = [linear.register_forward_pre_hook(self._keep) for linear in last]
 
     def __exit__(self, *error: object) -> None:
         for hook in self._hooks:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from predictors.zero_cost.probe import Probe, linear_weights
+from searchspace.errors import UserError
+from searchspace.mixers.base import SharedKV
 from searchspace.sub_blocks import FFNBlock, MixerBlock
 from searchspace.subnet import Subnet
 
@@ -30,8 +32,11 @@ def synflow(probe: Probe) -> float:
       whatever their queries and keys: these get no flow, values and outputs get all of it. In
       gated linear attention the output gate carries flow as well, and the query, key and decay
       that part of it that the norm of each head lets through.
-    - Everything is computed in float64, for one sequence, from the embedding's output on; int8
-      layers round as in training and pass gradients straight through.
+    - Everything is computed in float64, for one sequence, from the embedding's output on; low
+      precisions round as in training and pass gradients straight through. Of a class token's
+      network only that token's output counts.
+    - After every operator the stream is divided by its largest value, which is put back in the
+      logarithm; so neither depth nor an operator of high degree overflows.
 
     Source: Tanaka et al. 2020, "Pruning neural networks without any data", equation 1 and
     algorithm 1; sum over the network and logarithm as in Abdelfattah et al. 2021.
@@ -42,20 +47,35 @@ def synflow(probe: Probe) -> float:
             parameter.abs_()
     weights = list(linear_weights(network).values())
     with torch.enable_grad():
-        flow = _homogeneous_output(network, tokens=probe.inputs_BT.shape[1]).sum()
-        gradients = torch.autograd.grad(flow, weights)
+        output, log_scale = _homogeneous_output(network, tokens=probe.num_tokens)
+        # A patch projection lies before the input of ones and carries no flow.
+        gradients = torch.autograd.grad(output.sum(), weights, materialize_grads=True)
     saliency = sum(
         float((w.detach() * g).abs().sum()) for w, g in zip(weights, gradients, strict=True)
     )
-    return math.log(saliency)
+    if not math.isfinite(saliency) or saliency <= 0:
+        mixers = ", ".join(dict.fromkeys(layer.mixer for layer in probe.arch.layers))
+        raise UserError(
+            f"the flow through positive weights is {saliency}, which has no logarithm (mixers: "
+            f"{mixers}); leave synflow out of search.metrics"
+        )
+    return math.log(saliency) + log_scale
 
 
-def _homogeneous_output(network: Subnet, tokens: int) -> Tensor:
+def _homogeneous_output(network: Subnet, tokens: int) -> tuple[Tensor, float]:
+    """Return the head's outputs, and the logarithm of what they were divided by."""
     head = network.ends.head
     x_1TD = torch.ones(1, tokens, head.weight.shape[1], dtype=head.weight.dtype)
+    shared, log_scale = SharedKV(), 0.0
     for block in network.blocks.values():
         assert isinstance(block, MixerBlock | FFNBlock)
         size_1T1 = x_1TD.detach().square().mean(dim=-1, keepdim=True).sqrt()
-        x_1TD = x_1TD + size_1T1 * block.op(x_1TD / size_1T1)
-    flow: Tensor = head(x_1TD)
-    return flow
+        shares_kv = isinstance(block, MixerBlock) and block.op.shares_kv
+        arguments = (None, shared) if shares_kv else ()
+        x_1TD = x_1TD + size_1T1 * block.op(x_1TD / size_1T1, *arguments)
+        scale = float(x_1TD.detach().abs().max())
+        x_1TD, log_scale = x_1TD / scale, log_scale + math.log(scale)
+    if network.ends.family.num_extra_tokens:
+        x_1TD = x_1TD[:, :1]
+    output: Tensor = head(x_1TD)
+    return output, log_scale

@@ -1,9 +1,22 @@
 """Feed-forward networks. To add one: a class in a file here, and a line in `FFNS`."""
 
-from searchspace.ffn.mlp import FFN, GeluMLP, SquaredReluMLP
-from searchspace.ffn.swiglu import SwiGLU
+from searchspace.ffn.glu import GeGLU, ReGLU, SwiGLU
+from searchspace.ffn.mlp import FFN, GeluMLP, ReluMLP, SiluMLP, SquaredReluMLP
+from searchspace.ffn.polynomial import PolyNormMLP, PolyReluMLP
+from searchspace.ffn.rwkv_channelmix import RWKVChannelMix
 
-FFNS: dict[str, type[FFN]] = {"swiglu": SwiGLU, "relu2": SquaredReluMLP, "gelu": GeluMLP}
+FFNS: dict[str, type[FFN]] = {
+    "swiglu": SwiGLU,
+    "geglu": GeGLU,
+    "reglu": ReGLU,
+    "relu": ReluMLP,
+    "relu2": SquaredReluMLP,
+    "gelu": GeluMLP,
+    "silu": SiluMLP,
+    "polyrelu": PolyReluMLP,
+    "polynorm": PolyNormMLP,
+    "rwkv_channelmix": RWKVChannelMix,
+}
 """Every FFN by name."""
 
 __all__ = ["FFN", "FFNS"]

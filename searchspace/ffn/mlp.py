@@ -1,9 +1,12 @@
-"""Two-matrix feed-forward networks."""
+"""Two-matrix feed-forward networks.
+
+Shapes: B batch, T tokens, D d_model, F hidden units.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +25,15 @@ class FFN(nn.Module):
     Source: Vaswani et al. 2017, equation 2; Devvrit et al. 2023, "MatFormer", section 3.1.
     """
 
+    stateful: ClassVar[bool] = False
+    """Whether a token's result depends on earlier tokens; then `forward` takes a state."""
     axes: ClassVar[dict[str, tuple[str, ...]]] = {
         "up_proj.weight": ("intermediate_size", "d_model"),
         "down_proj.weight": ("d_model", "intermediate_size"),
     }
+    """Named dimension of every axis of every parameter."""
+    onnx: ClassVar[str] = ""
+    """Why it cannot be exported to ONNX; empty where it can."""
 
     def __init__(self, spec: FFNSpec) -> None:
         super().__init__()
@@ -33,33 +41,61 @@ class FFN(nn.Module):
         self.up_proj = Linear(spec.d_model, spec.intermediate_size, spec.precision)
         self.down_proj = Linear(spec.intermediate_size, spec.d_model, spec.precision)
 
-    def activation(self, hidden: Tensor) -> Tensor:
+    def activation(self, hidden_BTF: Tensor) -> Tensor:
         """Return the nonlinearity of the hidden units, same shape."""
         raise NotImplementedError
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Map each token on its own, same shape."""
+    def forward(self, x_BTD: Tensor, state: Any = None) -> Tensor:
+        """Map each token on its own, same shape; only a `stateful` one uses a state."""
         return self.down_proj(self.activation(self.up_proj(x_BTD)))
+
+    def init_state(self, batch: int, max_tokens: int, device: torch.device | None = None) -> Any:
+        """Return the empty state; None where nothing is remembered."""
+        return None
+
+    def input_linears(self) -> list[Linear]:
+        """Return the maps that are all that reads the input (see `Mixer.input_linears`)."""
+        return [self.up_proj]
+
+    def output_linear(self) -> Linear | None:
+        """Return the map whose result is the FFN's; None where there is none."""
+        return self.down_proj
 
     def reset(self, generator: torch.Generator, depth: int) -> None:
         """Initialise every parameter; the output projection shrinks with the `depth`."""
-        for name, module in self.named_children():
+        last = self.output_linear()
+        for module in self.children():
             if isinstance(module, Linear):
-                gain = 1.0 / math.sqrt(2 * max(depth, 1)) if name == "down_proj" else 1.0
-                module.reset(generator, gain)
+                module.reset(generator, 1.0 / math.sqrt(2 * max(depth, 1)) if module is last else 1)
 
 
 class GeluMLP(FFN):
     """GELU, tanh form. Source: Hendrycks and Gimpel 2016, section 2."""
 
-    def activation(self, hidden: Tensor) -> Tensor:
+    def activation(self, hidden_BTF: Tensor) -> Tensor:
         """Return gelu(hidden)."""
-        return F.gelu(hidden, approximate="tanh")
+        return F.gelu(hidden_BTF, approximate="tanh")
+
+
+class ReluMLP(FFN):
+    """ReLU. Source: Vaswani et al. 2017, equation 2."""
+
+    def activation(self, hidden_BTF: Tensor) -> Tensor:
+        """Return relu(hidden)."""
+        return F.relu(hidden_BTF)
 
 
 class SquaredReluMLP(FFN):
     """Squared ReLU. Source: So et al. 2021, "Primer", section 3.1."""
 
-    def activation(self, hidden: Tensor) -> Tensor:
+    def activation(self, hidden_BTF: Tensor) -> Tensor:
         """Return relu(hidden)^2."""
-        return F.relu(hidden).square()
+        return F.relu(hidden_BTF).square()
+
+
+class SiluMLP(FFN):
+    """SiLU. Source: Elfwing et al. 2018, "Sigmoid-Weighted Linear Units", equation 7."""
+
+    def activation(self, hidden_BTF: Tensor) -> Tensor:
+        """Return hidden * sigmoid(hidden)."""
+        return F.silu(hidden_BTF)

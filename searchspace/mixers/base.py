@@ -1,60 +1,177 @@
 """What a token mixer is.
 
-Shapes: B batch, T tokens, D d_model, H query heads, G key/value heads, K head width.
+Shapes: B batch, T tokens, D d_model, H query heads, G key/value heads, K head width, C channels,
+W taps of a convolution.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from searchspace.convolution import causal_conv, depthwise_conv, reset_conv
+from searchspace.errors import UserError, unknown
 from searchspace.linear import Linear, project
 from searchspace.specs import MixerSpec
 
 
-class MixerState(Protocol):
-    """What a mixer remembers of the tokens it has seen; changed in place by `forward`."""
+@dataclass(kw_only=True)
+class MixerState:
+    """What a mixer remembers of the tokens it has seen; changed in place by `forward`.
 
-    length: int
+    A subclass adds its tensors as fields. Setting `length` back to an earlier value is allowed
+    (a cache forgets the newest tokens; a fixed-size state merely goes on).
+
+    Args:
+        length: tokens seen so far.
+        conv_BTC: the last inputs of the convolutions after the projections, if there are any.
+    """
+
+    length: int = 0
+    conv_BTC: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that make up the state."""
-        ...
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+@dataclass
+class SharedKV:
+    """Keys and values that a layer hands to later ones (cross-layer attention).
+
+    Args:
+        k_BGSK: keys of every token so far, positions applied; None before the first provider.
+        v_BGSK: values.
+        start: position of the first query token of this call.
+    """
+
+    k_BGSK: Tensor | None = None
+    v_BGSK: Tensor | None = None
+    start: int = 0
 
 
 class Mixer(nn.Module):
-    """A causal token mixer built at its final size from a `MixerSpec`.
+    """A token mixer built at its final size from a `MixerSpec`.
 
-    A subclass declares `positions` (the position encodings it can use, the default first),
-    `options` (its own options with defaults) and `axes` (the named dimension of each parameter
-    axis), and implements `forward` and `init_state`.
+    A subclass declares the class variables below, and implements `forward` and, for its causal
+    form, `init_state`. A parameter called `weight` with two axes is a matrix of a `Linear`; other
+    parameters have other names.
     """
 
+    directions: ClassVar[tuple[str, ...]] = ("causal", "bidirectional")
+    """The forms it has: ``"causal"`` (with a state), ``"bidirectional"`` (for encoders)."""
     positions: ClassVar[tuple[str, ...]] = ("nope",)
+    """Kinds of position encoding it can use (see `searchspace.positions`), the default first."""
+    ordered: ClassVar[bool] = False
+    """Whether it tells the order of tokens apart without a position encoding."""
+    heads: ClassVar[Literal["grouped", "equal", "none"]] = "grouped"
+    """``"grouped"``: any number of key/value heads; ``"equal"``: as many as query heads;
+    ``"none"``: heads have no meaning."""
+    has_linears: ClassVar[bool] = True
+    """Whether it has `Linear` maps, so that a precision has a meaning."""
+    fixed_state: ClassVar[bool] = False
+    """Whether the size of the causal state does not depend on the number of tokens."""
+    bounded: ClassVar[bool] = False
+    """Whether it has parameters for every position up to `spec.max_tokens`."""
+    shares_kv: ClassVar[bool] = False
+    """Whether it can take keys and values from an earlier layer (``spec.kv_shared``)."""
     options: ClassVar[dict[str, Any]] = {}
+    """Its own options with their defaults; whole numbers and strings."""
+    option_choices: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """Allowed values of options; a whole number not listed here must be at least 1."""
     axes: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Named dimension of every axis of every parameter (see `param_axes`)."""
+    onnx: ClassVar[str] = ""
+    """Why it cannot be exported to ONNX; empty where it can."""
+
+    def __init_subclass__(cls) -> None:
+        """Add the options of the parent class to those that a subclass declares."""
+        parent = cls.__mro__[1]
+        cls.options = {**getattr(parent, "options", {}), **cls.options}
+        cls.option_choices = {**getattr(parent, "option_choices", {}), **cls.option_choices}
 
     def __init__(self, spec: MixerSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.causal = spec.causal
+
+    @classmethod
+    def param_axes(cls, spec: MixerSpec) -> dict[str, tuple[str, ...]]:
+        """Return `axes` for a spec; overridden where options add or drop parameters."""
+        return cls.axes
+
+    @classmethod
+    def check_options(cls, name: str, options: Mapping[str, Any]) -> None:
+        """Raise a `UserError` for an option value that is not allowed; all options are given."""
+        for option, value in options.items():
+            default, choices = cls.options[option], cls.option_choices.get(option)
+            if choices is not None:
+                if value not in choices or type(value) is not type(default):
+                    raise unknown(f"{name}.{option}", value, map(str, choices))
+            elif type(value) is not type(default) or (isinstance(value, int) and value < 1):
+                kind = "a whole number of at least 1" if isinstance(default, int) else "a text"
+                raise UserError(f"{name}.{option}={value!r} must be {kind}")
+
+    @classmethod
+    def settle_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Return all options, with those that have no effect beside the others at their default."""
+        return options
+
+    @classmethod
+    def head_kind(cls, options: Mapping[str, Any]) -> Literal["grouped", "equal", "none"]:
+        """Return which numbers of heads have a meaning with these options; see `heads`."""
+        return cls.heads
+
+    @classmethod
+    def knows_order(cls, options: Mapping[str, Any]) -> bool:
+        """Whether it tells the order of tokens apart without a position encoding."""
+        return cls.ordered or bool(options.get("qkv_dconv"))
+
+    @classmethod
+    def can_share_kv(cls, options: Mapping[str, Any]) -> bool:
+        """Whether a layer with these options may take or provide keys and values."""
+        return cls.shares_kv
+
+    def option(self, name: str) -> Any:
+        """Return the value of an option; its default where the spec does not give it."""
+        return self.option_of(self.spec, name)
+
+    @classmethod
+    def option_of(cls, spec: MixerSpec, name: str) -> Any:
+        """Return the value of an option in a spec, without a module."""
+        return dict(spec.options).get(name, cls.options[name])
 
     def forward(self, x_BTD: Tensor, state: Any = None) -> Tensor:
-        """Mix `x_BTD` causally; with a state, go on from it and update it in place."""
+        """Mix `x_BTD`; with a state (causal form), go on from it and update it in place."""
         raise NotImplementedError
 
     def init_state(self, batch: int, max_tokens: int, device: torch.device | None = None) -> Any:
         """Return the empty state for `batch` sequences of at most `max_tokens` tokens."""
         raise NotImplementedError
 
+    def input_linears(self) -> list[Linear]:
+        """Return the maps that are all that reads the input; empty where something else does.
+
+        A foldable norm in front of the mixer is merged into them.
+        """
+        return []
+
+    def output_linear(self) -> Linear | None:
+        """Return the map whose result is the mixer's; None where there is none."""
+        return None
+
     def reset(self, generator: torch.Generator, depth: int) -> None:
         """Initialise every parameter; output projections shrink with the `depth`."""
-        for name, module in self.named_children():
+        last = self.output_linear()
+        for module in self.children():
             if isinstance(module, Linear):
-                gain = 1.0 / math.sqrt(2 * max(depth, 1)) if name == "o_proj" else 1.0
-                module.reset(generator, gain)
+                module.reset(generator, 1.0 / math.sqrt(2 * max(depth, 1)) if module is last else 1)
 
 
 ATTENTION_AXES: dict[str, tuple[str, ...]] = {
@@ -63,20 +180,59 @@ ATTENTION_AXES: dict[str, tuple[str, ...]] = {
     "v_proj.weight": ("num_kv_heads*head_dim", "d_model"),
     "o_proj.weight": ("d_model", "num_heads*head_dim"),
 }
+CONV_AXES: dict[str, tuple[str, ...]] = {
+    "q_conv": ("num_heads*head_dim", "qkv_dconv"),
+    "k_conv": ("num_kv_heads*head_dim", "qkv_dconv"),
+    "v_conv": ("num_kv_heads*head_dim", "qkv_dconv"),
+}
 
 
 class ProjectedMixer(Mixer):
-    """A mixer with the query, key, value and output projections that attention types share."""
+    """A mixer with the query, key, value and output projections that attention types share.
+
+    Its option `qkv_dconv` (taps, 0 for none) puts a depthwise convolution over time behind each of
+    the three projections.
+
+    Source: So et al. 2021, "Primer", section 3.1 (multi-DConv-head attention), for `qkv_dconv`.
+    """
 
     axes: ClassVar[dict[str, tuple[str, ...]]] = ATTENTION_AXES
+    options: ClassVar[dict[str, Any]] = {"qkv_dconv": 0}
+    option_choices: ClassVar[dict[str, tuple[Any, ...]]] = {"qkv_dconv": (0, 2, 3, 4)}
 
     def __init__(self, spec: MixerSpec) -> None:
         super().__init__(spec)
         d_model, precision = spec.d_model, spec.precision
-        self.q_proj = Linear(d_model, spec.num_heads * spec.head_dim, precision)
-        self.k_proj = Linear(d_model, spec.num_kv_heads * spec.head_dim, precision)
-        self.v_proj = Linear(d_model, spec.num_kv_heads * spec.head_dim, precision)
-        self.o_proj = Linear(spec.num_heads * spec.head_dim, d_model, precision)
+        width, kv_width = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        self.q_proj = Linear(d_model, width, precision)
+        self.k_proj = Linear(d_model, kv_width, precision)
+        self.v_proj = Linear(d_model, kv_width, precision)
+        self.o_proj = Linear(width, d_model, precision)
+        self.num_taps = int(self.option("qkv_dconv"))
+        if self.num_taps:
+            self.q_conv = nn.Parameter(torch.empty(width, self.num_taps))
+            self.k_conv = nn.Parameter(torch.empty(kv_width, self.num_taps))
+            self.v_conv = nn.Parameter(torch.empty(kv_width, self.num_taps))
+
+    @classmethod
+    def param_axes(cls, spec: MixerSpec) -> dict[str, tuple[str, ...]]:
+        """Return the axes, those of the convolutions only where they are there."""
+        return {**cls.axes, **(CONV_AXES if cls.option_of(spec, "qkv_dconv") else {})}
+
+    def input_linears(self) -> list[Linear]:
+        """Return the query, key and value projections; override where the input has other uses."""
+        return [self.q_proj, self.k_proj, self.v_proj]
+
+    def output_linear(self) -> Linear | None:
+        """Return the output projection."""
+        return self.o_proj
+
+    def reset(self, generator: torch.Generator, depth: int) -> None:
+        """Initialise; convolutions start near the identity."""
+        super().reset(generator, depth)
+        if self.num_taps:
+            for weight_CW in (self.q_conv, self.k_conv, self.v_conv):
+                reset_conv(weight_CW, generator)
 
     def split_heads(self, x_BTD: Tensor) -> Tensor:
         """View (B, T, heads*K) as (B, heads, T, K)."""
@@ -86,7 +242,39 @@ class ProjectedMixer(Mixer):
         """Bring (B, H, T, K) back to (B, T, H*K)."""
         return x_BHTK.transpose(1, 2).flatten(2)
 
-    def project_qkv(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries (B, H, T, K), keys and values (B, G, T, K)."""
+    def init_conv(self, batch: int, device: torch.device | None = None) -> Tensor | None:
+        """Return `MixerState.conv_BTC` of an empty state; None without `qkv_dconv`."""
+        if not self.num_taps:
+            return None
+        width = (self.spec.num_heads + 2 * self.spec.num_kv_heads) * self.spec.head_dim
+        return torch.zeros(batch, self.num_taps - 1, width, device=device)
+
+    def project_qkv(
+        self, x_BTD: Tensor, state: MixerState | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, H, T, K), keys and values (B, G, T, K).
+
+        Args:
+            x_BTD: the mixer's input.
+            state: its `conv_BTC` is gone on from and updated; its `length` is left to the caller.
+        """
         q, k, v = project(x_BTD, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = self.convolve_qkv(q, k, v, state)
         return self.split_heads(q), self.split_heads(k), self.split_heads(v)
+
+    def convolve_qkv(
+        self, q_BTC: Tensor, k_BTC: Tensor, v_BTC: Tensor, state: MixerState | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Apply the convolutions of `qkv_dconv`; returns what it was given where there are none."""
+        if not self.num_taps:
+            return q_BTC, k_BTC, v_BTC
+        sizes = [q_BTC.shape[-1], k_BTC.shape[-1], v_BTC.shape[-1]]
+        x_BTC = torch.cat([q_BTC, k_BTC, v_BTC], dim=-1)
+        weight_CW = torch.cat([self.q_conv, self.k_conv, self.v_conv])
+        if not self.causal:
+            return depthwise_conv(x_BTC, weight_CW).split(sizes, dim=-1)
+        before = None if state is None else state.conv_BTC
+        out_BTC, after = causal_conv(x_BTC, weight_CW, before)
+        if state is not None:
+            state.conv_BTC = after
+        return out_BTC.split(sizes, dim=-1)

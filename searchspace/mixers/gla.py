@@ -24,13 +24,15 @@ class GatedLinearAttention(RecurrentMixer):
     """Linear attention whose state decays by a data-dependent gate per key feature.
 
     `S_t = diag(a_t) S_{t-1} + k_t v_t^T` with `a_t = sigmoid(W2 W1 x_t + b)^(1/16)`; the output is
-    normalised per head and gated by `silu(W_g x)`.
+    normalised per head and gated by `silu(W_g x)`. The bidirectional form normalises the mean of
+    the forward and the backward recurrence.
 
     Source: Yang et al. 2023, "Gated Linear Attention Transformers with Hardware-Efficient
     Training", equations 3-4 and section 4.4.
     """
 
-    axes: ClassVar = {
+    ordered: ClassVar[bool] = True
+    axes: ClassVar[dict[str, tuple[str, ...]]] = {
         **ATTENTION_AXES,
         "decay_down.weight": ("decay_rank", "d_model"),
         "decay_up.weight": ("num_kv_heads*head_dim", "decay_rank"),
@@ -56,11 +58,14 @@ class GatedLinearAttention(RecurrentMixer):
             self.decay_bias.uniform_(-0.1, 4.8, generator=generator)
             self.head_norm.fill_(1.0)
 
+    def input_linears(self) -> list[Linear]:
+        """Return every map of the input."""
+        return [self.q_proj, self.k_proj, self.v_proj, self.decay_down, self.out_gate]
+
     def forward(self, x_BTD: Tensor, state: RecurrentState | None = None) -> Tensor:
-        """Mix every token up to and including the own one."""
-        q, k, v, low, gate = project(
-            x_BTD, self.q_proj, self.k_proj, self.v_proj, self.decay_down, self.out_gate
-        )
+        """Mix every token up to and including the own one; bidirectional: both directions."""
+        q, k, v, low, gate = project(x_BTD, *self.input_linears())
+        q, k, v = self.convolve_qkv(q, k, v, state)
         log_decay = F.logsigmoid(self.decay_up(low) + self.decay_bias) / GATE_TEMPERATURE
         out = self.run(
             self.split_heads(q) * self.spec.head_dim**-0.5,

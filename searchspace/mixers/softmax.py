@@ -1,85 +1,264 @@
 """Softmax attention with any number of query and key/value heads (MHA, GQA, MQA, SQA).
 
-Shapes: B batch, T tokens, D d_model, H query heads, G key/value heads, K head width, S cached.
+Shapes: B batch, T tokens, D d_model, H query heads, G key/value heads, K head width, S keys.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from searchspace.mixers.base import ProjectedMixer
-from searchspace.positions import apply_rope
-
-
-@dataclass
-class KeyValueCache:
-    """Keys and values of every token so far, in buffers of fixed size."""
-
-    k_BGSK: Tensor
-    v_BGSK: Tensor
-    length: int = 0
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the buffers."""
-        return {"k": self.k_BGSK, "v": self.v_BGSK}
-
-    def append(self, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new tokens and return everything stored, as views."""
-        end = self.length + k_BGTK.shape[2]
-        if end > self.k_BGSK.shape[2]:
-            raise ValueError(f"state holds {self.k_BGSK.shape[2]} tokens, {end} were given")
-        self.k_BGSK[:, :, self.length : end] = k_BGTK
-        self.v_BGSK[:, :, self.length : end] = v_BGTK
-        self.length = end
-        return self.k_BGSK[:, :, :end], self.v_BGSK[:, :, :end]
+from searchspace.convolution import reset_conv
+from searchspace.errors import UserError
+from searchspace.linear import Linear, project
+from searchspace.mixers.attention import (
+    AttentionMixer,
+    apply_mask,
+    convolve_together,
+    grouped_scores,
+    grouped_sum,
+    in_query_chunks,
+    sdpa,
+)
+from searchspace.mixers.base import (
+    CONV_AXES,
+    Mixer,
+    MixerState,
+    SharedKV,
+)
+from searchspace.mixers.kv_cache import BorrowedCache, KeyValueCache
+from searchspace.specs import MixerSpec
 
 
-class SoftmaxAttention(ProjectedMixer):
-    """Causal softmax attention.
+class SoftmaxAttention(AttentionMixer):
+    """Softmax attention to all tokens, or to all up to the own one.
 
-    Source: Vaswani et al. 2017, equation 1; Ainslie et al. 2023 (GQA); Shazeer 2019 (MQA).
+    Option `qk`: ``"symmetric"`` has no query projection, queries are the keys of their group;
+    ``"collapsed"`` has one (D, D) matrix W per head in place of both, with scores
+    `(W x_t) x_s / sqrt(D)`, so that its keys are the input itself. Option `vo`: ``"identity"`` has
+    no value and output matrices, values are the input and the heads' results are averaged.
+    Convolutions of `qkv_dconv` stand behind those projections that are there.
+
+    With `kv_shared` keys and values are those of an earlier layer; queries are then not convolved,
+    which would need a state.
+
+    Source: Vaswani et al. 2017, equation 1; Ainslie et al. 2023 (GQA); Shazeer 2019 (MQA);
+    Bermeitinger et al. 2024, "Reducing the Transformer Architecture to a Minimum", section 3 (`qk`,
+    `vo`); Brandon et al. 2024, "Reducing Transformer Key-Value Cache Size with Cross-Layer
+    Attention", section 2.2 (`kv_shared`).
     """
 
-    positions: ClassVar = ("rope", "nope")
+    shares_kv: ClassVar[bool] = True
+    options: ClassVar[dict[str, Any]] = {"qk": "separate", "vo": "separate"}
+    option_choices: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "qk": ("separate", "symmetric", "collapsed"),
+        "vo": ("separate", "identity"),
+    }
+
+    def __init__(self, spec: MixerSpec) -> None:
+        super().__init__(spec)
+        if spec.kv_shared and self.option("qk") == "symmetric":
+            raise UserError(
+                "kv_shared with qk='symmetric' leaves a layer without queries of its own; choose "
+                "qk='separate' or 'collapsed'"
+            )
+        self.collapsed = self.option("qk") == "collapsed"
+        self.identity = self.option("vo") == "identity"
+        there = self._projections(spec)
+        for part in "qkvo":
+            if part not in there:
+                delattr(self, f"{part}_proj")
+        if self.collapsed:
+            # One module per head: a smaller d_model cuts each matrix, not the row of matrices.
+            self.qk_collapsed = nn.ModuleList(
+                Linear(spec.d_model, spec.d_model, spec.precision) for _ in range(spec.num_heads)
+            )
+        self.projected = [part for part in "qkv" if part in there]
+        self.convolved = [] if spec.kv_shared or not self.num_taps else self.projected
+        for name in CONV_AXES:
+            if self.num_taps and name[0] not in self.convolved:
+                delattr(self, name)
+
+    @classmethod
+    def _projections(cls, spec: MixerSpec) -> set[str]:
+        """Return which of the four projections there are."""
+        there, qk = set("qkvo"), cls.option_of(spec, "qk")
+        if qk == "symmetric":
+            there -= {"q"}
+        if qk == "collapsed":
+            there -= {"q", "k"}
+        if cls.option_of(spec, "vo") == "identity":
+            there -= {"v", "o"}
+        return there - {"k", "v"} if spec.kv_shared else there
+
+    @classmethod
+    def param_axes(cls, spec: MixerSpec) -> dict[str, tuple[str, ...]]:
+        """Return the axes of the parameters that the options leave."""
+        there = cls._projections(spec)
+        axes = {name: named for name, named in cls.axes.items() if name[0] in there}
+        if cls.option_of(spec, "qkv_dconv") and not spec.kv_shared:
+            axes |= {name: named for name, named in CONV_AXES.items() if name[0] in there}
+        if cls.option_of(spec, "qk") == "collapsed":
+            for head in range(spec.num_heads):
+                axes[f"qk_collapsed.{head}.weight"] = ("d_model", "d_model")
+        return axes
+
+    @classmethod
+    def check_options(cls, name: str, options: Mapping[str, Any]) -> None:
+        """Raise a `UserError` for values that are not allowed, or not together."""
+        super().check_options(name, options)
+        if options["qk"] == "collapsed" and options["qkv_dconv"]:
+            raise UserError(
+                f"{name}.qkv_dconv={options['qkv_dconv']} with qk='collapsed' has no query and key "
+                "projections to stand behind; set qkv_dconv=0 or qk='separate'"
+            )
+
+    @classmethod
+    def settle_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the options without convolutions where there is nothing for them to follow."""
+        return {**options, "qkv_dconv": 0} if options["qk"] == "collapsed" else options
+
+    @classmethod
+    def head_kind(cls, options: Mapping[str, Any]) -> Literal["grouped", "equal", "none"]:
+        """Return ``"equal"`` where keys and values both are the input, one for all heads."""
+        both = options["qk"] == "collapsed" and options["vo"] == "identity"
+        return "equal" if both else cls.heads
+
+    @classmethod
+    def can_share_kv(cls, options: Mapping[str, Any]) -> bool:
+        """Whether queries are a map of their own, which a layer without keys still has."""
+        return bool(options["qk"] != "symmetric")
+
+    def reset(self, generator: torch.Generator, depth: int) -> None:
+        """Initialise what is there; collapsed matrices as the other input maps."""
+        Mixer.reset(self, generator, depth)
+        for linear in self.qk_collapsed if self.collapsed else ():
+            assert isinstance(linear, Linear)
+            linear.reset(generator)
+        for part in self.convolved:
+            taps_CW = getattr(self, f"{part}_conv")
+            reset_conv(taps_CW, generator)
+
+    def input_linears(self) -> list[Linear]:
+        """Return all input maps; none where keys or values are the input itself."""
+        own_input = (self.collapsed or self.identity) and not self.spec.kv_shared
+        return [] if own_input else self._input_maps()
+
+    def _input_maps(self) -> list[Linear]:
+        maps = [getattr(self, f"{part}_proj") for part in self.projected]
+        return maps + (list(self.qk_collapsed) if self.collapsed else [])
+
+    def output_linear(self) -> Linear | None:
+        """Return the output projection, where there is one."""
+        return None if self.identity else self.o_proj
+
+    def init_conv(self, batch: int, device: torch.device | None = None) -> Tensor | None:
+        """Return the empty history of the convolutions that are there."""
+        if not self.convolved:
+            return None
+        width = sum(getattr(self, f"{part}_conv").shape[0] for part in self.convolved)
+        return torch.zeros(batch, self.num_taps - 1, width, device=device)
 
     def init_state(
         self, batch: int, max_tokens: int, device: torch.device | None = None
-    ) -> KeyValueCache:
+    ) -> KeyValueCache | BorrowedCache:
         """Return an empty cache for `max_tokens` tokens."""
-        shape = (batch, self.spec.num_kv_heads, max_tokens, self.spec.head_dim)
-        return KeyValueCache(torch.zeros(shape, device=device), torch.zeros(shape, device=device))
-
-    def forward(self, x_BTD: Tensor, state: KeyValueCache | None = None) -> Tensor:
-        """Attend to every token up to and including the own one."""
-        q, k, v = self.project_qkv(x_BTD)
-        start = 0 if state is None else state.length
-        if self.spec.position == "rope":
-            q, k = apply_rope(q, start), apply_rope(k, start)
-        if state is not None:
-            k, v = state.append(k, v)
-        return self.o_proj(self.merge_heads(causal_attention(q, k, v, start)))
-
-
-def causal_attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, start: int) -> Tensor:
-    """Attend causally; query t stands at position `start + t` of the S keys."""
-    tokens = q_BHTK.shape[2]
-    grouped = q_BHTK.shape[1] != k_BGSK.shape[1]
-    if start == 0 or tokens == 1:
-        return F.scaled_dot_product_attention(
-            q_BHTK, k_BGSK, v_BGSK, is_causal=tokens > 1, enable_gqa=grouped
+        k_BGSK, v_BGSK = self._zeros(batch, max_tokens, device=device)
+        if self.spec.kv_shared:
+            return BorrowedCache(k_BGSK=k_BGSK, v_BGSK=v_BGSK)
+        one_buffer = self.collapsed and self.identity and self.position != "rope"
+        return KeyValueCache(
+            k_BGSK=k_BGSK,
+            v_BGSK=None if one_buffer else v_BGSK,
+            conv_BTC=self.init_conv(batch, device),
         )
-    age_TS = key_age(start, tokens, k_BGSK.shape[2], q_BHTK.device)
-    return F.scaled_dot_product_attention(
-        q_BHTK, k_BGSK, v_BGSK, attn_mask=age_TS >= 0, enable_gqa=grouped
-    )
 
+    def _zeros(self, batch: int, tokens: int, **factory: Any) -> tuple[Tensor, Tensor]:
+        """Return zero keys and values; those that are the input count as one head of width D."""
+        projected, whole = (self.spec.num_kv_heads, self.spec.head_dim), (1, self.spec.d_model)
+        (k_heads, k_width) = whole if self.collapsed else projected
+        (v_heads, v_width) = whole if self.identity else projected
+        return (
+            torch.zeros(batch, k_heads, tokens, k_width, **factory),
+            torch.zeros(batch, v_heads, tokens, v_width, **factory),
+        )
 
-def key_age(start: int, tokens: int, num_keys: int, device: torch.device) -> Tensor:
-    """Return how many positions each of the S keys lies before each of the T queries (T, S)."""
-    query_T1 = torch.arange(start, start + tokens, device=device)[:, None]
-    return query_T1 - torch.arange(num_keys, device=device)[None, :]
+    def forward(
+        self,
+        x_BTD: Tensor,
+        state: KeyValueCache | BorrowedCache | None = None,
+        shared: SharedKV | None = None,
+    ) -> Tensor:
+        """Attend to all visible tokens.
+
+        Args:
+            x_BTD: the input.
+            state: gone on from and updated in place.
+            shared: filled with keys and values of all tokens; with `kv_shared` read instead. A
+                `kv_shared` layer without it attends to zeros.
+        """
+        q, k, v = self._project(x_BTD, state)
+        if isinstance(state, BorrowedCache) or self.spec.kv_shared:
+            k, v, start = self._borrow(x_BTD, state, shared)
+        else:
+            start = 0 if state is None else state.length
+            k = self.rotate(k, start)
+            if state is not None:
+                k, v = state.append(k, v)
+            if shared is not None:
+                shared.k_BGSK, shared.v_BGSK, shared.start = k, v, start
+        out = self.attend(self.rotate(q, start), k, v, start)
+        return out if self.identity else self.o_proj(self.merge_heads(out))
+
+    def _project(self, x_BTD: Tensor, state: MixerState | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q (B, H, T, K or D) and, unless borrowed, k and v (B, G or 1, T, K or D)."""
+        outs = project(x_BTD, *self._input_maps())
+        num_projected = len(self.projected)
+        parts = dict(zip(self.projected, self._convolve(outs[:num_projected], state), strict=True))
+        heads = {part: self.split_heads(out) for part, out in parts.items()}
+        k = heads.get("k", x_BTD[:, None])
+        v = heads.get("v", x_BTD[:, None])
+        if self.collapsed:
+            return torch.stack(outs[num_projected:], dim=1), k, v
+        if "q" not in heads:
+            return k.repeat_interleave(self.spec.num_heads // k.shape[1], dim=1), k, v
+        return heads["q"], k, v
+
+    def _convolve(self, parts: list[Tensor], state: MixerState | None) -> list[Tensor]:
+        if not self.convolved:
+            return parts
+        taps_CW = torch.cat([getattr(self, f"{part}_conv") for part in self.convolved])
+        return convolve_together(parts, taps_CW, self.causal, state)
+
+    def _borrow(
+        self, x_BTD: Tensor, state: Any, shared: SharedKV | None
+    ) -> tuple[Tensor, Tensor, int]:
+        """Return keys, values and the position of the first query."""
+        if shared is not None and shared.k_BGSK is not None and shared.v_BGSK is not None:
+            return shared.k_BGSK, shared.v_BGSK, shared.start
+        batch, tokens = x_BTD.shape[:2]
+        if state is None:
+            return *self._zeros(batch, tokens, device=x_BTD.device, dtype=x_BTD.dtype), 0
+        start = state.length
+        k, v = state.take(tokens)
+        return k.to(x_BTD.dtype), v.to(x_BTD.dtype), start
+
+    def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, start: int) -> Tensor:
+        """Return (B, H, T, K), or (B, T, D) where the heads' results are averaged."""
+        if self.collapsed or self.identity:
+            return in_query_chunks(self._attend_wide, q_BHTK, k_BGSK, v_BGSK, start, self.causal)
+        if self.causal and start == 0 and q_BHTK.shape[2] > 1 and self.position != "alibi":
+            return sdpa(q_BHTK, k_BGSK, v_BGSK, None, is_causal=True)
+        return sdpa(q_BHTK, k_BGSK, v_BGSK, self.full_mask(q_BHTK, k_BGSK.shape[2], start))
+
+    def _attend_wide(self, q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
+        """Attend where keys, values or both are the input, one for all heads."""
+        mask = self.full_mask(q, k.shape[2], start)
+        weights = apply_mask(grouped_scores(q, k), mask).softmax(dim=-1)
+        if self.identity:
+            # Averaging the weights, not the results, sums over the wide values once.
+            return weights.mean(dim=1).to(v.dtype) @ v[:, 0]
+        return grouped_sum(weights, v)

@@ -4,7 +4,7 @@ Both sides train the same archs on the same batch, forward and backward, in one 
 turn. The plain side holds ready-made `Subnet`s of their own weights, with gradients zeroed; the
 supernet side pays for making the views as well. Prints medians and the ratio per arch.
 
-    python -m tests.benchmarks.supernet_throughput [--preset decoder-small] [--rounds 15] [--json]
+    python -m tests.benchmarks.supernet_throughput [--preset decoder-small] [--threads 1] [--json]
 """
 
 from __future__ import annotations
@@ -90,10 +90,11 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="grad and param do not obey")
-    prepare_process()
+    prepare_process(options.threads)
     space = SearchSpace.load(options.preset, VOCAB)
     generator = torch.Generator().manual_seed(0)
     supernet = Supernet(space, generator)

@@ -99,9 +99,8 @@ def test_missing_entry_is_named(space: SearchSpace, table: LatencyTable) -> None
 
 
 def ffn_key(width: int, **changes: str) -> str:
-    return FFNSpec(
-        32, changes.get("ffn", "gelu"), width, "fp32", changes.get("norm", "rmsnorm")
-    ).key
+    ffn, norm = changes.get("ffn", "gelu"), changes.get("norm", "rmsnorm")
+    return FFNSpec(32, ffn, width, "fp32", norm, changes.get("placement", "pre")).key
 
 
 def test_interpolation_is_linear_between_the_nearest_widths() -> None:
@@ -110,6 +109,7 @@ def test_interpolation_is_linear_between_the_nearest_widths() -> None:
     entries = {(name, ffn_key(width)): entry(us) for width, us in measured.items()}
     entries[name, ffn_key(256, ffn="relu2")] = entry(1.0)
     entries[name, ffn_key(256, norm="layernorm")] = entry(1.0)
+    entries[name, ffn_key(256, placement="post")] = entry(1.0)
     entries[WORKLOADS[1].name, ffn_key(256)] = entry(1.0)
     table = LatencyTable(DEVICE, WORKLOADS, 1000.0, entries)
     for width in (96, 192, 256, 320):
@@ -123,6 +123,23 @@ def test_interpolation_is_linear_between_the_nearest_widths() -> None:
             table.entry(WORKLOADS[0], ffn_key(outside))
     table.entries[name, ffn_key(1024)] = entry(800.0)
     assert table.entry(WORKLOADS[0], ffn_key(768)).latency_us == pytest.approx(600.0)
+
+
+def test_interpolation_keeps_placements_apart() -> None:
+    name = WORKLOADS[0].name
+    factors = {"pre": 1.0, "post": 3.0, "peri": 10.0}
+    entries = {
+        (name, ffn_key(width, placement=placement)): entry(factor * width)
+        for placement, factor in factors.items()
+        for width in (64, 128, 512)
+    }
+    table = LatencyTable(DEVICE, WORKLOADS, 1000.0, entries)
+    for placement, factor in factors.items():
+        found = table.entry(WORKLOADS[0], ffn_key(320, placement=placement))
+        assert found.latency_us == pytest.approx(factor * 320)
+        del table.entries[name, ffn_key(512, placement=placement)]
+        with pytest.raises(UserError, match="f320/"):
+            table.entry(WORKLOADS[0], ffn_key(320, placement=placement))
 
 
 def test_file_round_trip(table: LatencyTable, tmp_path: Path) -> None:

@@ -169,6 +169,21 @@ def test_widths_that_are_kept(space: SearchSpace) -> None:
     assert kept == [64, 48, 16]
 
 
+def test_widths_are_kept_for_every_placement() -> None:
+    widths = {"pre": (128, 96, 64, 32, 16), "post": (80, 48), "peri": (72, 56, 40, 24)}
+    specs = [
+        FFNSpec(16, "gelu", width, placement=placement)
+        for placement, some in widths.items()
+        for width in some
+    ]
+    kept = [(s.placement, s.intermediate_size) for s in without_inner_widths(specs)]  # type: ignore[union-attr]
+    assert kept == [
+        *(("pre", width) for width in (128, 64, 16)),
+        *(("post", width) for width in (80, 48)),
+        *(("peri", width) for width in (72, 56, 24)),
+    ]
+
+
 def test_calibration_networks_are_spread(space: SearchSpace, tmp_path: Path) -> None:
     table = profile(space, WORKLOADS[:1], tmp_path / "t.json")
     archs = calibration_archs(table, space, WORKLOADS[:1], seed=0)

@@ -8,6 +8,7 @@ from nas_kernels.int8_linear import (
     fake_quantize_activations,
     fake_quantize_weight,
     int8_linear,
+    int8_linear_ref,
     quantize_activations,
     quantize_weight,
 )
@@ -124,3 +125,14 @@ def test_a_token_does_not_depend_on_others() -> None:
     alone = int8_linear(quantize_activations(x[:1]), *weight)
     x[1:] *= 1e4
     assert torch.equal(int8_linear(quantize_activations(x), *weight)[:1], alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_result_has_the_dtype_of_the_input(dtype: torch.dtype) -> None:
+    x, weight = draw(3, 64).to(dtype), quantize_weight(draw(16, 64, seed=1).to(dtype))
+    quantized = quantize_activations(x)
+    assert weight[1].dtype == torch.float32
+    out, reference = int8_linear(quantized, *weight), int8_linear_ref(quantized, *weight)
+    assert out.dtype == reference.dtype == dtype
+    bound = 5e-3 if dtype == torch.bfloat16 else 1e-12
+    assert rms_ratio(out.double(), reference.double()) < bound

@@ -15,6 +15,8 @@ from pathlib import Path
 import optuna
 import pytest
 
+from nas.tasks.registry import TASKS
+
 ROOT = Path(__file__).parents[2]
 TINY = """
 preset = "decoder-tiny"
@@ -75,6 +77,14 @@ def test_help_needs_neither_torch_nor_time() -> None:
     assert done.returncode == 0, done.stderr
     for name in ("run", "profile", "train", "search", "export", "report", "generate", "doctor"):
         assert name in done.stdout
+    assert all(f"  {name} " in done.stdout for name in TASKS)
+
+
+def test_help_of_a_run_lists_the_tasks_and_who_takes_data() -> None:
+    done = nas("run", "--help")
+    text = " ".join(done.stdout.split())
+    assert all(kind.summary in text for kind in TASKS.values())
+    assert "for --task text, tokens or text_classification; without --task, text" in text
 
 
 @pytest.mark.parametrize(
@@ -86,6 +96,8 @@ def test_help_needs_neither_torch_nor_time() -> None:
         (["run", "--set", 'search.metrics=["synflw"]'], "did you mean 'synflow'"),
         (["run", "--set", "search.constraints=latncy_ms<=8"], "did you mean 'latency_ms'"),
         (["run", "--task", "txt"], "did you mean 'text'"),
+        (["run", "--task", "digits", "--data", "x"], "digits, which does not use it"),
+        (["profile", "--task", "digits"], "the task needs a vit"),
         (["run", "--budget", "soon"], "is not a duration"),
         (["run", "--seed", "-3"], "is negative"),
         (["run", "absent.toml"], "no config file"),

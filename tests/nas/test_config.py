@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nas.config import ExperimentConfig, load_config, parse_duration
+from nas.config import ExperimentConfig, default_workloads, load_config, parse_duration
 from searchspace.errors import UserError
 
 
@@ -65,7 +65,11 @@ def test_stage_budgets_are_shares_of_the_whole_unless_given() -> None:
         (["budget=0s"], "is not a duration"),
         (["task.tokenizer=words"], "unknown task.tokenizer 'words'"),
         (["train.precision=fp16"], "unknown train.precision 'fp16'"),
-        (["search.workload=prefill_b1_t999"], "is not profiled"),
+        (
+            ["profile.workloads=prefill_b1_t64", "search.workload=prefill_b1_t999"],
+            "search.workload='prefill_b1_t999' is not profiled; choose one of profile.workloads: "
+            "prefill_b1_t64",
+        ),
         (["task.name=stdlb"], "did you mean 'stdlib'"),
     ],
 )
@@ -74,6 +78,26 @@ def test_mistakes_are_one_clear_sentence(overrides: list[str], sentence: str) ->
         load_config(None, overrides)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_workloads_follow_from_family_and_task_where_none_are_given() -> None:
+    assert ExperimentConfig().profile.workloads == ()
+    assert default_workloads("decoder", 100, 0) == ("prefill_b1_t100", "decode_b1_t100")
+    assert default_workloads("decoder", 2048, 0) == ("prefill_b1_t256", "decode_b1_t256")
+    assert default_workloads("encoder", 500, 0) == ("prefill_b1_t500",)
+    assert default_workloads("vit", 1, 16) == ("prefill_b1_t16",)
+
+
+def test_a_workload_that_is_not_among_the_default_ones_is_refused_once_they_are_known(
+    tmp_path: Path,
+) -> None:
+    from nas.pipeline import Pipeline
+    from nas.progress import Reporter
+
+    names = ["preset=vit-small", "task.name=digits", f"out={tmp_path / 'run'}"]
+    config = load_config(None, [*names, "search.workload=prefill_b1_t256"])
+    with pytest.raises(UserError, match=r"is not profiled; choose one of prefill_b1_t16"):
+        Pipeline(config, Reporter(quiet=True)).profile()
 
 
 def test_missing_and_invalid_files_are_refused(tmp_path: Path) -> None:

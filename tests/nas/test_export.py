@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,10 @@ import torch
 from nas import export
 from nas.export import ExportFailed, ExportSource, export_subnet
 from nas.generation import generate_text, generate_tokens
+from nas.tasks import TaskConfig, prepare_task
 from nas.tasks.language_model import LanguageModelTask
 from searchspace.errors import UserError
+from searchspace.precisions import PRECISIONS
 from searchspace.space import SearchSpace
 from searchspace.subnet import Subnet
 from searchspace.supernet import Supernet
@@ -104,3 +108,55 @@ def test_text_is_streamed_and_reproducible(
         list(generate_text(tmp_path / "net", "", 4))
     with pytest.raises(UserError, match="temperature=-1"):
         list(generate_text(tmp_path / "net", "a", 4, temperature=-1))
+
+
+FAMILIES = {
+    "vit-small": (TaskConfig("digits"), r"classifier of images \(1, 8, 8\) into 10 classes"),
+    "encoder-small": (
+        TaskConfig("listops", num_examples=64, min_length=8, max_length=30),
+        "classifier of token ids below 16 into 10 classes",
+    ),
+    "decoder-numerics": (TaskConfig("copy", num_items=6), "about token ids below 29 and not about"),
+}
+
+
+@pytest.mark.parametrize("preset", FAMILIES)
+def test_networks_of_every_family_and_precision_are_exported_and_say_what_they_are_for(
+    preset: str, tmp_path: Path
+) -> None:
+    config, sentence = FAMILIES[preset]
+    task = prepare_task(config, tmp_path / "task")
+    space = SearchSpace.load(preset, task.vocab_size, task.family_facts)
+    space = replace(space, mixer_precision=tuple(PRECISIONS), ffn_precision=tuple(PRECISIONS))
+    source = ExportSource(Supernet(space, torch.Generator().manual_seed(0)), task, 32)
+    norms = itertools.cycle(space.norm)
+    for precision in PRECISIONS:
+        arch = space.uniform(
+            mixer_precision=precision, ffn_precision=precision, norm=next(norms), depth=2
+        )
+        verified = export_subnet(source, arch, tmp_path / "net", {})["verified"]
+        assert verified["max_extracted_logit_difference"] == 0.0
+        assert ("simulated_loss" in verified) == (precision != "fp32")
+        assert ("state_bytes_per_sequence" in verified) == arch.family.causal
+    facts = json.loads((tmp_path / "net" / "config.json").read_text())["task"]
+    assert facts.get("classes") == (None if arch.family.causal else list("0123456789"))
+    assert not (tmp_path / "net" / "tokenizer.json").exists()
+    with pytest.raises(UserError, match=sentence) as error:
+        list(generate_text(tmp_path / "net", "def ", 4))
+    assert "\n" not in str(error.value)
+    subnet = Subnet.load(tmp_path / "net")
+    if arch.family.causal:
+        assert len(list(generate_tokens(subnet, [1, 2], 3))) == 3
+    else:
+        with pytest.raises(UserError, match="continues nothing"):
+            list(generate_tokens(subnet, [1, 2], 3))
+
+
+def test_a_low_precision_that_loses_too_much_is_not_handed_over(
+    source: ExportSource, space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arch = space.uniform(mixer_precision="int8", ffn_precision="int8")
+    losses = iter([2.0, 2.03])
+    monkeypatch.setattr(export, "held_out_loss", lambda *arguments: next(losses))
+    with pytest.raises(ExportFailed, match="loss in low precision"):
+        export_subnet(source, arch, tmp_path / "net", {})

@@ -256,7 +256,7 @@ def test_every_section_is_there_with_its_figures(whole: tuple[Path, str, Page]) 
     best, fastest = front[-1], front[0]
     for expected in (
         f"the best reaches {best['measured']['loss']:.3f} nats/byte "
-        f"({best['measured']['loss'] / math.log(2):.3f} bits/byte) on test files",
+        f"({best['measured']['loss'] / math.log(2):.3f} bits/byte) on the test split",
         f"the fastest takes {fastest['measured']['latency_ms'][WORKLOADS[0]]:.2f} ms",
         "hypervolume is 0.871 against 0.702 of as many random archs and 0.655 of uniform",
         "predicted latency is 2.3 % off the measured one (mean over 34 networks)",
@@ -344,6 +344,109 @@ def test_layer_pictures_show_what_the_arch_says(tmp_path: Path) -> None:
     assert "skipped" in text[1] and "no mixer" in text[2] and "no FFN" in text[3]
 
 
+def test_layer_pictures_of_other_families_and_operators(tmp_path: Path) -> None:
+    front = front_content()
+    arch_id = front["chosen"]["knee"]
+    front["chosen"] = {"knee": arch_id}
+    knee = next(r for r in front["groups"]["front"] if r["arch_id"] == arch_id)
+    common = {"ffn": "gelu", "intermediate_size": 96, "norm": "unified_norm"}
+    softmax = {"mixer": "softmax", "num_heads": 4, "num_kv_heads": 2, "position": "alibi"}
+    knee["arch"]["layers"] = [
+        {**common, "mixer": "pool", "num_heads": 0, "num_kv_heads": 0, "norm_placement": "peri"},
+        {**common, **softmax, "mixer_precision": "ternary", "ffn_precision": "bf16"},
+        {**common, **softmax, "kv_shared": True, "norm_placement": "post"},
+    ]
+    knee["arch"]["family"] = {
+        "kind": "vit", "num_classes": 10, "image_size": 8, "patch_size": 2, "channels": 1,
+        "pooling": "class_token", "embedding_position": "learned", "final_norm": "layernorm",
+    }  # fmt: skip
+    source = write_report(write_run(tmp_path, front)).read_text()
+    picture = source.split('class="layers"')[1].split("</section>")[0]
+    start, *slots = picture.split('class="slot"')
+    text = [Page(f'<i class="{slot}').text for slot in [start, *slots]]
+    assert "image of 8 pixels in patches of 2 · learned positions · class token" in text[0]
+    assert "pool unified_norm (peri)" in text[1] and "kv" not in text[1]
+    assert "<u " not in slots[0] and slots[1].count("<u ") == 4
+    assert "ternary" in text[2] and "bf16" in text[2] and "alibi" in text[2]
+    assert "keys and values of an earlier layer" in text[3] and "(post)" in text[3]
+    assert "layernorm · class token · head of 10 classes" in text[3]
+
+
+def test_every_mixer_has_one_colour_on_the_page(tmp_path: Path) -> None:
+    front = front_content(6)
+    names = ["softmax", "pool", "hyena", "mamba", "fourier", "flow"]
+    for record_, name in zip(front["groups"]["front"], names, strict=True):
+        record_["arch"]["layers"] = [{"mixer": name, "ffn": "none", "norm": "rmsnorm"}]
+    source = write_report(write_run(tmp_path, front)).read_text()
+    swatches = re.findall(r'style="background:(#\w+)"></i>([a-z]+)<', source)
+    assert {name for _, name in swatches} == set(names)
+    assert len(set(swatches)) == len({colour for colour, _ in swatches}) == len(names)
+
+
+def test_a_run_that_is_judged_by_accuracy(tmp_path: Path) -> None:
+    front = front_content()
+    front |= {"unit": "example", "task": "listops", "baselines": {"uniform": 2.303}}
+    front["accuracy_baselines"] = {"commonest class": 0.17}
+    for group in front["groups"].values():
+        for record_ in group:
+            record_["measured"]["accuracy"] = 1 - record_["measured"]["loss"] / 2.6
+    page = Page(write_report(write_run(tmp_path, front)).read_text())
+    best = front["groups"]["front"][-1]["measured"]
+    shown = f"{100 * best['accuracy']:.1f} %"
+    assert page.tags.count("svg") == NUM_PICTURES + 1
+    for expected in (
+        f"the best reaches {best['loss']:.3f} nats/example, accuracy {shown} on the test split",
+        f"Best accuracy {shown}",
+        "commonest class: 17.0 %",
+        "Accuracy on the test split against latency",
+        "Losses, accuracies, latencies and memory are measured",
+        "from searchspace.subnet import Subnet",
+        f"Subnet.load({str(tmp_path / 'subnets' / front['chosen']['knee'])!r})",
+    ):
+        assert expected in page.text, expected
+    for wrong in ("nats/byte", "bits/", "nas generate", "n-gram", "nats/token", "writes text"):
+        assert wrong not in page.text, wrong
+    console = Console(file=io.StringIO(), width=80)
+    console.print(front_table(front))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "racy %" in text and "bits" not in text and f"{100 * best['accuracy']:.1f}" in text
+
+
+BOTH = {"largest": 3.0, "smallest": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("stages", "sentence"),
+    [
+        ([{**BOTH, "random": 3.5}],
+         "Every step trains the largest network, random ones and the smallest on the same batch."),
+        ([BOTH], "Every step trains the largest network and the smallest on the same batch."),
+        ([{"largest": 3.0}], "Every step trains the largest network. Each"),
+        ([{"random": 3.0}], "Every step trains random networks. Each"),
+        ([{"largest": 3.0, "ffn_96": 3.2, "ffn_0": 4.0, "ffn_192": 3.1}],
+         "Every step trains the largest network and the same layers with FFN widths 192, 96, 0 on "
+         "the same batch."),
+        ([{"largest": 3.0}, {"random": 3.2}],
+         "Up to step 5 (dotted line) only the largest network was trained; from then on every step "
+         "trains random networks. Each"),
+        ([{"largest": 3.0}, {**BOTH, "random": 3.5}],
+         "from then on every step trains the largest network, random ones and the smallest on"),
+    ],
+)  # fmt: skip
+def test_training_is_told_as_it_was(
+    stages: list[dict[str, float]], sentence: str, tmp_path: Path
+) -> None:
+    write_run(tmp_path)
+    rows = [losses for losses in stages for _ in range(5)]
+    lines = [json.dumps({"step": i, "elapsed_s": 0.1 * i, **row}) for i, row in enumerate(rows, 1)]
+    (tmp_path / "supernet" / "log.jsonl").write_text("\n".join(lines))
+    source = write_report(tmp_path).read_text()
+    section = Page(source.split('id="training"')[1].split("</section>")[0])
+    assert sentence in section.text
+    names = ", ".join(load_run(tmp_path).roles)
+    assert section.values("aria-label") == [f"Training loss of these networks: {names}"]
+
+
 def test_page_loads_nothing(whole: tuple[Path, str, Page]) -> None:
     _, source, page = whole
     assert not re.search(r"https?:|url\((?!#)|@import|<script|<link|<iframe|<image", source)
@@ -428,7 +531,7 @@ def test_front_without_baselines_and_with_unknown_values(tmp_path: Path) -> None
     only["predicted"]["latency_ms"] = {WORKLOADS[0]: float("nan")}
     page = Page(write_report(write_run(tmp_path, front)).read_text())
     assert "nats/token" in page.text and "nats/byte" not in page.text
-    assert "measured no random archs and no uniform softmax networks" in page.text
+    assert "measured no random archs and no uniform networks" in page.text
     assert "No network of the front was chosen by name" in page.text
     assert "nothing is compared here" in page.text
 

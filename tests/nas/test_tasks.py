@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import importlib
 import math
 import os
 import random
@@ -20,11 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas.tasks import TASKS, TaskConfig, prepare_task
-from nas.tasks.config import TASK_NAMES
 from nas.tasks.language_model import LanguageModelTask, SplitSize, TaskFacts
 from nas.tasks.ngrams import byte_symbols, ngram_nats
 from nas.tasks.readers import TextReader
-from nas.tasks.sources import SourceFile
+from nas.tasks.sources import FINDERS, SourceFile
 from nas.tasks.splits import SPLITS, Corpus, split_files
 from nas.tasks.tokenizers import (
     BytePairTokenizer,
@@ -88,14 +89,20 @@ def byte_pairs() -> BytePairTokenizer:
     return BytePairTokenizer.train(documents, 400)
 
 
-def test_registry_names_are_the_configs_names() -> None:
-    assert tuple(TASKS) == TASK_NAMES
+def test_every_task_can_be_prepared_and_described() -> None:
+    fields = {field.name for field in dataclasses.fields(TaskConfig)}
+    for name, kind in TASKS.items():
+        assert callable(importlib.import_module(kind.module).prepare)
+        assert kind.summary and {*kind.uses, *kind.defaults} < fields
+        config = TaskConfig(name, data="x" if "data" in kind.uses else None)
+        assert TaskConfig(**asdict(config)) == config
+        assert {name: asdict(config)[name] for name in kind.defaults} == kind.defaults
 
 
 def test_registry_and_config_need_neither_torch_nor_numpy() -> None:
     code = (
-        "import sys, nas.tasks.config, nas.tasks.sources; "
-        "sys.exit('numpy' in sys.modules or 'tokenizers' in sys.modules)"
+        "import sys, nas.tasks; nas.tasks.TaskConfig('listops'); "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'tokenizers')))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
@@ -224,7 +231,7 @@ def test_half_a_surrogate_pair_is_refused(byte_pairs: BytePairTokenizer) -> None
 
 def test_files_are_held_out_whole_and_in_any_order(folder: Path) -> None:
     config = small_config(folder)
-    files = TASKS["text"].find_files(str(folder))
+    files = FINDERS["text"](str(folder))
     corpus = corpus_of(files, config)
     assert corpus.rule == "files"
     names = {split: set(corpus.parts[split].names) for split in SPLITS}
@@ -237,7 +244,7 @@ def test_files_are_held_out_whole_and_in_any_order(folder: Path) -> None:
 
 
 def test_seed_draws_training_files_but_not_held_out_ones(folder: Path) -> None:
-    files = TASKS["text"].find_files(str(folder))
+    files = FINDERS["text"](str(folder))
     first, second = (
         corpus_of(files, small_config(folder, seed=seed, max_train_bytes=20_000)) for seed in (0, 1)
     )
@@ -251,7 +258,7 @@ def test_same_content_is_never_in_two_splits(tmp_path: Path) -> None:
     write_folder(tmp_path, num_files=20)
     for path in sorted(tmp_path.rglob("*.py")):
         path.with_name("copy_of_" + path.name).write_bytes(path.read_bytes())
-    corpus = corpus_of(TASKS["text"].find_files(str(tmp_path)), small_config(tmp_path))
+    corpus = corpus_of(FINDERS["text"](str(tmp_path)), small_config(tmp_path))
     documents = [text for split in SPLITS for text in corpus.parts[split].documents]
     assert len(documents) == len(set(documents)) == 20
     assert corpus.num_duplicate_files == 20
@@ -261,7 +268,7 @@ def test_same_content_is_never_in_two_splits(tmp_path: Path) -> None:
 def test_one_file_is_cut_into_blocks(tmp_path: Path, text: str) -> None:
     path = tmp_path / "one.txt"
     path.write_text(text, encoding="utf-8")
-    corpus = corpus_of(TASKS["text"].find_files(str(path)), small_config(path))
+    corpus = corpus_of(FINDERS["text"](str(path)), small_config(path))
     assert corpus.rule == "blocks"
     assert b"".join(corpus.parts[split].documents[0] for split in SPLITS) == text.encode()
     for split in ("validation", "test"):
@@ -273,7 +280,7 @@ def test_one_file_larger_than_allowed(tmp_path: Path) -> None:
     text = source_text(3000, 3)
     path.write_text(text, encoding="utf-8")
     config = small_config(path, max_train_bytes=20_000)
-    corpus = corpus_of(TASKS["text"].find_files(str(path)), config)
+    corpus = corpus_of(FINDERS["text"](str(path)), config)
     sizes = [corpus.parts[split].num_bytes for split in SPLITS]
     assert sizes == pytest.approx([20_000, 2_500, 2_500], abs=60)
     assert text.encode().startswith(corpus.parts["train"].documents[0])
@@ -284,22 +291,22 @@ def test_one_file_larger_than_allowed(tmp_path: Path) -> None:
 def test_one_giant_among_few_files_is_cut_too(tmp_path: Path) -> None:
     write_folder(tmp_path, num_files=4, num_lines=20)
     (tmp_path / "giant.py").write_text(source_text(5000, 77))
-    corpus = corpus_of(TASKS["text"].find_files(str(tmp_path)), small_config(tmp_path))
+    corpus = corpus_of(FINDERS["text"](str(tmp_path)), small_config(tmp_path))
     assert corpus.rule == "blocks"
     assert [len(corpus.parts[split].names) for split in SPLITS] == [5, 5, 5]
 
 
 def test_glob_and_folder_find_the_same_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = TASKS["text"].find_files(str(folder))
-    assert TASKS["text"].find_files(f"{folder}/**/*.py") == whole
-    assert TASKS["text"].find_files(f"{folder}/sub*") == whole
+    whole = FINDERS["text"](str(folder))
+    assert FINDERS["text"](f"{folder}/**/*.py") == whole
+    assert FINDERS["text"](f"{folder}/sub*") == whole
     monkeypatch.chdir(folder)
-    relative = TASKS["text"].find_files("./sub1/*.py")
+    relative = FINDERS["text"]("./sub1/*.py")
     assert [file.name for file in relative] == sorted(os.listdir("sub1"))
 
 
 def test_stdlib_finds_sources_only() -> None:
-    names = [file.name for file in TASKS["stdlib"].find_files(None)]
+    names = [file.name for file in FINDERS["stdlib"](None)]
     assert "argparse.py" in names and "json/decoder.py" in names
     assert all(name.endswith(".py") for name in names)
     assert not any("site-packages" in name or "__pycache__" in name for name in names)
@@ -355,6 +362,20 @@ def test_other_config_is_refused(folder: Path, tmp_path: Path) -> None:
     prepare_task(small_config(folder), tmp_path)
     with pytest.raises(UserError, match=r"prepared with seq_len=16, but seq_len=32 was asked for"):
         prepare_task(small_config(folder, seq_len=32), tmp_path)
+
+
+def test_a_folder_of_another_task_is_refused(folder: Path, tmp_path: Path) -> None:
+    prepare_task(small_config(folder), tmp_path)
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for name in ("digits", "copy", "listops"):
+        with pytest.raises(UserError, match=f"prepared with name='text', .*name='{name}'"):
+            prepare_task(TaskConfig(name), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == written
+
+
+def test_language_models_are_plain_decoders(task: LanguageModelTask) -> None:
+    assert (task.family_facts, task.metric_name) == ({}, "loss")
+    assert numbered_task(5000, seq_len=2000).family_facts == {"max_tokens": 2000}
 
 
 def test_batches_follow_from_seed_and_step(task: LanguageModelTask) -> None:
@@ -507,7 +528,7 @@ def test_ngrams_sum_to_one() -> None:
 def test_task_baselines_are_nats_per_byte(
     folder: Path, task: LanguageModelTask, tmp_path: Path
 ) -> None:
-    corpus = corpus_of(TASKS["text"].find_files(str(folder)), small_config(folder))
+    corpus = corpus_of(FINDERS["text"](str(folder)), small_config(folder))
     train, held_out = (byte_symbols(corpus.parts[split].documents) for split in ("train", "test"))
     nats = ngram_nats(train, {"test": held_out}, 257, 3)["test"]
     num_bytes = corpus.parts["test"].num_bytes - 2  # a trigram cannot predict the first two
@@ -536,6 +557,11 @@ def test_task_baselines_are_nats_per_byte(
         ({"max_train_bytes": 0}, "max_train_bytes=0 is too small"),
         ({"test_fraction": 0.0}, "test_fraction=0.0 is out of range"),
         ({"validation_fraction": 0.9}, "validation_fraction=0.9 is out of range"),
+        ({"seed": -1}, "task seed=-1 is negative"),
+        (
+            {"max_depth": 4},
+            "max_depth=4 was given with task=stdlib, which does not use it.*seq_len",
+        ),
     ],
 )
 def test_bad_config(changes: dict[str, Any], message: str) -> None:

@@ -17,20 +17,42 @@ from predictors.zero_cost import METRICS, Probe, rank_aggregate, score_arch, sco
 from predictors.zero_cost.probe import check_gradients, linear_weights
 from searchspace.arch import Arch, LayerArch
 from searchspace.errors import UserError
+from searchspace.family import DECODER, Family
 from searchspace.ffn import FFNS
 from searchspace.linear import Linear
 from searchspace.mixers import MIXERS
 from searchspace.norms import NORMS
+from searchspace.precisions import PRECISIONS
+from searchspace.specs import PLACEMENTS
 from searchspace.subnet import Subnet
 
-VOCAB, SEED = 31, 5
+VOCAB, CLASSES, SEED = 31, 5, 5
 LAYER = LayerArch(
     mixer="softmax", num_heads=4, num_kv_heads=2, position="rope", ffn="relu2", intermediate_size=24
 )
+ENCODER = Family(
+    kind="encoder", num_classes=CLASSES, embedding_position="learned", max_tokens=64, pad_token=0
+)
+VIT = Family(
+    kind="vit",
+    num_classes=CLASSES,
+    image_size=8,
+    channels=1,
+    patch_size=2,
+    pooling="class_token",
+    embedding_position="learned",
+    final_norm="layernorm",
+)
 
 
-def make_arch(*layers: LayerArch, d_model: int = 16) -> Arch:
-    return Arch(d_model=d_model, head_dim=8, vocab_size=VOCAB, layers=layers)
+def make_arch(*layers: LayerArch, d_model: int = 16, family: Family | None = None) -> Arch:
+    """A decoder where every mixer has a causal form, else an encoder."""
+    if family is None:
+        mixers = [MIXERS[layer.mixer] for layer in layers if layer.mixer != "none"]
+        causal = all("causal" in mixer.directions for mixer in mixers)
+        family = DECODER if causal else ENCODER
+    vocab_size = 0 if family.kind == "vit" else VOCAB
+    return Arch(d_model=d_model, head_dim=8, vocab_size=vocab_size, layers=layers, family=family)
 
 
 def make_batch(sequences: int = 4, tokens: int = 12, vocab: int = VOCAB) -> tuple[Tensor, Tensor]:
@@ -40,25 +62,40 @@ def make_batch(sequences: int = 4, tokens: int = 12, vocab: int = VOCAB) -> tupl
     return text[:, :-1], text[:, 1:]
 
 
+def batch_for(arch: Arch, sequences: int = 4, tokens: int = 12) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    if arch.family.kind == "decoder":
+        return make_batch(sequences, tokens)
+    classes = torch.arange(sequences) % CLASSES
+    if arch.family.kind == "vit":
+        return torch.randn(sequences, 1, 8, 8, generator=generator), classes
+    inputs = torch.randint(1, VOCAB, (sequences, tokens), generator=generator)
+    inputs[0, tokens // 2 :] = 0  # padding
+    return inputs, classes
+
+
 def every_layer() -> list[LayerArch]:
-    combinations = itertools.product([*MIXERS, "none"], [*FFNS, "none"], ("fp32", "int8"))
-    norms = itertools.cycle([*NORMS, *reversed(NORMS)])
+    """All mixers with a few FFNs, all FFNs with softmax; norms and precisions take turns."""
+    pairs = [(mixer, ffn) for mixer in MIXERS for ffn in ("swiglu", "none")]
+    pairs += [("softmax", ffn) for ffn in FFNS] + [("none", ffn) for ffn in FFNS]
+    # Their numbers have no common divisor with each other's, so all pairs come up.
+    norms, precisions = itertools.cycle(NORMS), itertools.cycle(PRECISIONS)
     return [
         replace(
             LAYER,
             mixer=mixer,
             ffn=ffn,
             intermediate_size=0 if ffn == "none" else 24,
-            norm=norm,
-            mixer_precision=precision,
-            ffn_precision=precision,
+            norm=next(norms),
+            mixer_precision=next(precisions),
+            ffn_precision=next(precisions),
         )
-        for (mixer, ffn, precision), norm in zip(combinations, norms, strict=False)
+        for mixer, ffn in pairs
     ]
 
 
 def score(name: str, arch: Arch, batch: tuple[Tensor, Tensor] | None = None) -> float:
-    return score_arch(name, arch, batch or make_batch(), np.random.default_rng(SEED))
+    return score_arch(name, arch, batch or batch_for(arch), np.random.default_rng(SEED))
 
 
 def same_network(arch: Arch) -> Subnet:
@@ -79,13 +116,39 @@ def mixed() -> Arch:
 
 class TestEveryMetric:
     def test_scores_every_operator_combination(self) -> None:
-        # A skipped slot between two equal layers.
-        archs = [make_arch(layer, LayerArch(), layer) for layer in every_layer()]
-        names = [name for name in METRICS if name != "flops"]  # slow on the first sight of a size
-        scores = score_archs(names, archs, make_batch(2, 7), SEED)
-        for values in scores.values():
-            assert values.shape == (len(archs),)
-            assert np.isfinite(values).all()
+        # A skipped slot between two equal layers; slow on the first sight of a size: flops.
+        names = [name for name in METRICS if name != "flops"]
+        for layer in every_layer():
+            arch = make_arch(layer, LayerArch(), layer)
+            scores = score_archs(names, [arch], batch_for(arch, 2, 7), SEED)
+            for name, values in scores.items():
+                assert np.isfinite(values).all(), (name, layer)
+
+    @pytest.mark.parametrize("placement", PLACEMENTS)
+    def test_scores_placements_and_shared_keys_and_values(self, placement: str) -> None:
+        layer = replace(LAYER, norm_placement=placement)
+        sharing = replace(layer, kv_shared=True)
+        arch = make_arch(layer, sharing, sharing)
+        assert [item.kv_shared for item in arch.layers] == [False, True, True]
+        scores = score_archs(list(METRICS), [arch, make_arch(layer, layer, layer)], make_batch(), 0)
+        for name, (shared, own) in scores.items():
+            assert math.isfinite(shared) and shared != own, name
+        assert scores["params"][0] < scores["params"][1]
+
+    @pytest.mark.parametrize("family", [ENCODER, VIT], ids=["encoder", "vit"])
+    @pytest.mark.parametrize("name", METRICS)
+    def test_scores_networks_that_classify(self, name: str, family: Family) -> None:
+        linear = replace(LAYER, mixer="retention", ffn="swiglu", norm="unified_norm")
+        small, large = (make_arch(*layers, family=family) for layers in ([LAYER], [LAYER, linear]))
+        values = [score(name, arch) for arch in (small, large)]
+        assert np.isfinite(values).all() and values[0] != values[1]
+        torch.manual_seed(3)
+        assert values == [score(name, arch) for arch in (small, large)]
+        if name in ("params", "flops", "synflow", "grad_norm", "snip"):
+            assert values[0] < values[1]
+        if name not in ("params", "flops"):
+            again = score_arch(name, large, batch_for(large), np.random.default_rng(SEED + 1))
+            assert again != values[1]
 
     def test_scores_a_network_without_layers(self) -> None:
         scores = score_archs(list(METRICS), [make_arch(LayerArch())], make_batch(), SEED)
@@ -106,18 +169,21 @@ class TestEveryMetric:
             name, mixed
         )
 
-    @pytest.mark.parametrize("name", ["grad_norm", "snip", "naswot", "jacob_cov"])
-    @pytest.mark.parametrize("mixer", [*MIXERS, "none"])
-    def test_fp32_agrees_with_fp64(self, name: str, mixer: str) -> None:
+    @pytest.mark.parametrize("operator", [*MIXERS, *FFNS])
+    def test_fp32_agrees_with_fp64(self, operator: str) -> None:
         # A score made of rounding noise would not.
-        norms = itertools.cycle(NORMS)
-        layers = [replace(LAYER, mixer=mixer, ffn=ffn, norm=next(norms)) for ffn in FFNS]
-        for arch in (make_arch(layer, layer) for layer in layers):
+        change = {"mixer" if operator in MIXERS else "ffn": operator}
+        for norm, family in (("layernorm", None), ("prepbn", ENCODER), ("unified_norm", VIT)):
+            layer = replace(LAYER, norm=norm, **change)
+            arch = make_arch(layer, layer, family=family)
             low, high = (
-                METRICS[name](Probe(arch, make_batch(), SEED, dtype))
+                Probe(arch, batch_for(arch), SEED, dtype)
                 for dtype in (torch.float32, torch.float64)
             )
-            assert low == pytest.approx(high, rel=2e-4)
+            for name in ("grad_norm", "snip", "jacob_cov"):
+                assert METRICS[name](low) == pytest.approx(METRICS[name](high), rel=2e-4), name
+            # A unit that is all but zero may fall on either side.
+            assert METRICS["naswot"](low) == pytest.approx(METRICS["naswot"](high), rel=5e-3)
 
     @pytest.mark.parametrize("name", ["grad_norm", "snip"])
     def test_int8_agrees_with_fp64_up_to_rounding(self, name: str) -> None:
@@ -196,16 +262,26 @@ class TestDefinitions:
         expected = math.log(tokens * (flow_head + 2 * flow_out))
         assert score("synflow", arch) == pytest.approx(expected, rel=1e-7)
 
-    @pytest.mark.parametrize("mixer", MIXERS)
-    @pytest.mark.parametrize("ffn", FFNS)
-    def test_synflow_and_params_grow_with_depth_and_width(self, mixer: str, ffn: str) -> None:
-        layer = replace(LAYER, mixer=mixer, ffn=ffn)
+    @pytest.mark.parametrize("operator", [*MIXERS, *FFNS])
+    def test_synflow_and_params_grow_with_depth_and_width(self, operator: str) -> None:
+        layer = replace(LAYER, **{"mixer" if operator in MIXERS else "ffn": operator})
         wide = replace(layer, intermediate_size=96)
         archs = [make_arch(layer), make_arch(wide), make_arch(wide, wide)]
         archs += [make_arch(wide, wide, d_model=64)]
-        scores = score_archs(["synflow", "params"], archs, make_batch(), SEED)
-        assert (np.diff(scores["synflow"]) > 0).all()
+        scores = score_archs(["synflow", "params"], archs, batch_for(archs[0]), SEED)
+        grows = np.diff(scores["synflow"]) > 0
+        # Sines of larger keys are not larger, so only what the FFNs add is certain to grow.
+        assert grows[0] if operator == "fourier_sf" else grows.all()
         assert (np.diff(scores["params"]) > 0).all()
+
+    def test_synflow_of_many_layers_does_not_overflow(self) -> None:
+        # Mamba's products of five positive maps give it the steepest flow of all.
+        layer = replace(LAYER, mixer="mamba")
+        few, more, many = (
+            score("synflow", make_arch(*[layer] * depth, d_model=64)) for depth in (20, 40, 80)
+        )
+        assert many > 710  # the logarithm of the largest float64
+        assert many - more == pytest.approx(2 * (more - few), rel=0.05)
 
     def test_naswot_by_counting(self, mixed: Arch) -> None:
         network, hidden = same_network(mixed), []
@@ -232,7 +308,7 @@ class TestDefinitions:
             out = x
             for block in network.blocks.values():
                 out = block(out)
-            (grad,) = torch.autograd.grad(network.ends.logits(out).sum(), x)
+            (grad,) = torch.autograd.grad(network.ends.logits(out, tokens[None]).sum(), x)
             rows.append(grad.flatten().numpy())
         values = np.linalg.eigvals(np.corrcoef(rows)).real + 1e-5
         expected = -sum(math.log(v) + 1 / v for v in values)
@@ -285,15 +361,28 @@ class TestAlarms:
     @pytest.mark.parametrize(
         ("inputs", "targets", "sentence"),
         [
-            (torch.zeros(2, 3).long(), torch.zeros(2, 4).long(), "same shape"),
+            (torch.zeros(2, 3).long(), torch.zeros(2, 4).long(), r"shape \(2, 3\)"),
             (torch.zeros(2, 3), torch.zeros(2, 3), "int64"),
             (torch.zeros(2, 3).long(), torch.full((2, 3), VOCAB), "ids 0 to 30"),
-            (torch.zeros(0, 3).long(), torch.zeros(0, 3).long(), "same shape"),
+            (torch.zeros(2, 3).long(), torch.full((2, 3), -100), "none of the targets"),
+            (torch.zeros(0, 3).long(), torch.zeros(0, 3).long(), "give tokens"),
         ],
     )
     def test_unfit_batches(self, inputs: Tensor, targets: Tensor, sentence: str) -> None:
         with pytest.raises(UserError, match=sentence):
             score("snip", make_arch(LAYER), (inputs, targets))
+
+    def test_unfit_batches_of_networks_that_classify(self) -> None:
+        encoder, vit = (make_arch(LAYER, family=family) for family in (ENCODER, VIT))
+        tokens, images = batch_for(encoder), batch_for(vit)
+        for arch, batch, sentence in (
+            (encoder, (tokens[0], tokens[0]), r"'encoder'; give targets of shape \(4,\)"),
+            (encoder, (tokens[0], tokens[1] + 5), "ids 0 to 4"),
+            (encoder, images, "give tokens"),
+            (vit, tokens, r"'vit'; give images \(batch, 1, 8, 8\)"),
+        ):
+            with pytest.raises(UserError, match=sentence):
+                score("snip", arch, batch)
 
     def test_saliencies_cover_every_linear_map(self, mixed: Arch) -> None:
         matrices = {n for n, p in Subnet(mixed).named_parameters() if p.ndim == 2}

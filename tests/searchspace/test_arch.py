@@ -14,6 +14,8 @@ SOFTMAX = LayerArch(
     mixer="softmax", num_heads=4, num_kv_heads=2, position="rope", ffn="gelu", intermediate_size=24
 )
 WINDOW = replace(SOFTMAX, mixer="sliding_window", mixer_options={"window": 16})
+COLLAPSED = replace(SOFTMAX, mixer_options={"qk": "collapsed"})
+INPUT_ONLY = replace(SOFTMAX, mixer_options={"qk": "collapsed", "vo": "identity"})
 SKIPPED = LayerArch()
 
 
@@ -31,6 +33,13 @@ class TestCanonicalForm:
             (replace(SOFTMAX, intermediate_size=0), {"ffn": "swiglu", "ffn_precision": "int8"}),
             (replace(SOFTMAX, mixer="linear_elu"), {"position": "rope"}),
             (SKIPPED, {"norm": "layernorm", "position": "rope", "ffn": "gelu", "num_heads": 3}),
+            (replace(SOFTMAX, mixer="gla"), {"position": "alibi"}),
+            (replace(SOFTMAX, mixer="mingru"), {"num_kv_heads": 1}),
+            (replace(SOFTMAX, mixer="pool"), {"num_heads": 3, "mixer_precision": "int8"}),
+            (COLLAPSED, {"mixer_options": {"qk": "collapsed", "qkv_dconv": 3}}),
+            (INPUT_ONLY, {"num_kv_heads": 1}),
+            (SKIPPED, {"norm_placement": "post", "kv_shared": True}),
+            (replace(SOFTMAX, mixer="sliding_window"), {"mixer_options": {}}),
             (replace(SOFTMAX, mixer="sliding_window"), {"mixer_options": {"window": 64}}),
         ],
     )
@@ -53,6 +62,9 @@ class TestCanonicalForm:
             {"intermediate_size": 8},
             {"ffn_precision": "int8"},
             {"norm": "layernorm"},
+            {"norm_placement": "peri"},
+            {"position": "rope_b500000"},
+            {"mixer_options": {"qk": "collapsed"}},
             {"mixer": "gla"},
             {"mixer": "none"},
         ],
@@ -134,11 +146,11 @@ class TestErrors:
         ("change", "sentence"),
         [
             ({"mixer": "sotfmax"}, "unknown mixer 'sotfmax': did you mean 'softmax'"),
-            ({"ffn": "geglu"}, "unknown ffn 'geglu'"),
+            ({"ffn": "gegl"}, "unknown ffn 'gegl'.*did you mean 'geglu'"),
             ({"norm": "rms"}, "unknown norm 'rms': did you mean 'rmsnorm'"),
             ({"norm": "none"}, "norm='none' in a layer that is not skipped; choose 'rmsnorm' or"),
             ({"position": "rop"}, "unknown position 'rop'"),
-            ({"mixer_precision": "int4"}, "unknown mixer_precision 'int4'"),
+            ({"mixer_precision": "int3"}, "unknown mixer_precision 'int3'"),
             ({"ffn_precision": "fp16"}, "unknown ffn_precision 'fp16'"),
             ({"num_kv_heads": 3}, "num_kv_heads=3 does not divide num_heads=4; choose 1 or 2 or 4"),
             ({"num_heads": 0}, "at least one head"),
@@ -149,8 +161,15 @@ class TestErrors:
                 "intermediate_size=-1 must be a whole number of at least 0",
             ),
             ({"ffn": "none"}, "ffn='none' with intermediate_size=24"),
-            ({"mixer_options": {"window": 3}}, "'softmax' has no options, but 'window' was given"),
+            ({"mixer_options": {"window": 3}}, "unknown option of mixer 'softmax' 'window'"),
+            (
+                {"mixer": "fourier", "mixer_options": {"window": 3}},
+                "'fourier' has no options, but 'window' was given",
+            ),
             ({"mixer_options": 3}, "mixer_options=3 is no mapping"),
+            ({"mixer_options": {"qk": "colapsed"}}, "unknown softmax.qk 'colapsed': did you mean"),
+            ({"norm_placement": "sandwich"}, "unknown norm_placement 'sandwich'"),
+            ({"position": "rope_x3"}, "position='rope_x3' is not understood"),
         ],
     )
     def test_layer(self, change: dict[str, Any], sentence: str) -> None:

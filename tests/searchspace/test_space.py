@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from searchspace.arch import Arch, LayerArch
 from searchspace.cost import CostTable, arch_cost, flops, num_params, reachable_specs, weight_bytes
 from searchspace.errors import UserError
+from searchspace.family import Family
 from searchspace.space import SearchSpace
 from searchspace.specs import EndsSpec, FFNSpec, MixerSpec
 from searchspace.subnet import Subnet
@@ -64,6 +65,105 @@ SPACES = {
 }
 
 
+ONE_KIND: dict[str, Any] = {
+    "d_model": (8,),
+    "intermediate_size": (8,),
+    "ffn": ("relu2",),
+    "position": ("rope",),
+    "heads": ((2, 2), (2, 1)),
+    "mixers": {"softmax": {}},
+}
+ENCODER = Family("encoder", num_classes=3, embedding_position="learned", max_tokens=9)
+LISTABLE = {
+    "shared": with_changes(**ONE_KIND, num_layers=3, kv_shared=(False, True)),
+    "shared first": with_changes(**ONE_KIND, num_layers=3, kv_shared=(True, False)),
+    "shared, never skipped": with_changes(
+        **ONE_KIND, num_layers=4, min_depth=4, kv_shared=(False, True)
+    ),
+    "shared, many kinds": with_changes(
+        **{**ONE_KIND, "heads": ((2, 2),), "intermediate_size": (8, 0)},
+        num_layers=2,
+        kv_shared=(False, True),
+    ),
+    "shared among others": with_changes(
+        **{**ONE_KIND, "mixers": {"softmax": {}, "gla": {}, "none": {}}, "heads": ((2, 1),)},
+        num_layers=3,
+        kv_shared=(False, True),
+    ),
+    "shared, all options": with_changes(
+        **{
+            **ONE_KIND,
+            "mixers": {
+                "softmax": {
+                    "qk": ("separate", "collapsed", "symmetric"),
+                    "vo": ("separate", "identity"),
+                }
+            },
+        },
+        num_layers=2,
+        kv_shared=(False, True),
+    ),
+    "options without effect": with_changes(
+        mixers={
+            "softmax": {
+                "qkv_dconv": (3, 0),
+                "qk": ("collapsed", "separate"),
+                "vo": ("separate", "identity"),
+            },
+            "gla": {"qkv_dconv": (0, 2)},
+        },
+        num_layers=1,
+    ),
+    "an option that is dropped": with_changes(
+        mixers={"softmax": {"qkv_dconv": (3,), "qk": ("collapsed", "separate")}}, num_layers=1
+    ),
+    "equal heads": with_changes(
+        mixers={"mamba": {"d_state": (4, 8)}, "softmax": {}, "mingru": {}},
+        heads=((4, 1), (4, 4), (2, 2), (4, 2)),
+        num_layers=1,
+    ),
+    "no heads": with_changes(
+        mixers={"pool": {"window": (5, 3)}, "gla": {}, "none": {}},
+        mixer_precision=("int8", "fp32"),
+        ffn_precision=("fp32",),
+        d_model=(8,),
+        num_layers=1,
+    ),
+    "positions": with_changes(
+        mixers={"softmax": {}, "linear_elu": {}, "gla": {}, "retention": {}},
+        position=("alibi", "rope_b500", "rope_f50", "rope", "nope"),
+        d_model=(8,),
+        num_layers=1,
+    ),
+    "placements": with_changes(
+        mixers={"softmax": {}, "none": {}},
+        norm=("rmsnorm", "layernorm"),
+        norm_placement=("post", "pre", "peri"),
+        position=("rope",),
+        num_layers=1,
+    ),
+    "placements of two layers": with_changes(
+        **{**ONE_KIND, "mixers": {"softmax": {}, "none": {}}, "intermediate_size": (8, 0)},
+        norm_placement=("pre", "peri"),
+    ),
+    "encoder": with_changes(
+        mixers={"fourier": {}, "linformer": {"rank": (4, 2)}, "softmax": {}, "none": {}},
+        family=ENCODER,
+        num_layers=1,
+    ),
+    "vit": with_changes(
+        mixers={"softmax": {}, "pool": {}},
+        family=Family("vit", num_classes=3, image_size=4, channels=1, patch_size=2),
+        position=("rope", "alibi"),
+        num_layers=1,
+    ),
+    "nothing first": with_changes(
+        mixers={"none": {}, "softmax": {}}, intermediate_size=(8, 0), num_layers=1
+    ),
+}
+SPACES |= LISTABLE
+
+
 def all_genotypes(space: SearchSpace) -> np.ndarray:
     ranges = [range(len(choices)) for choices in space.genes.values()]
     return np.array(list(itertools.product(*ranges)), dtype=np.int64).reshape(-1, len(ranges))
@@ -80,8 +180,14 @@ class TestGenotypes:
         rows = np.unique(space.canonical(all_genotypes(space)), axis=0)
         assert space.size() == len(rows)
         # One canonical row per function: no two rows of one id.
-        some = np.random.default_rng(0).permutation(rows)[:800]
+        some = np.random.default_rng(0).permutation(rows)[:300]
         assert len({space.decode(row).id for row in some}) == len(some)
+
+    @pytest.mark.parametrize("name", LISTABLE)
+    def test_size_is_the_number_of_ids_of_all_genotypes(self, name: str) -> None:
+        space, rows = SPACES[name], all_genotypes(SPACES[name])
+        assert len(rows) <= 4096
+        assert space.size() == len({space.decode(row).id for row in rows}) > 1
 
     @pytest.mark.parametrize("name", SPACES)
     def test_encode_gives_the_canonical_row_back(self, name: str) -> None:
@@ -99,6 +205,18 @@ class TestGenotypes:
         assert SMALL.decode(canonical) == arch
         assert SMALL.min_depth <= arch.depth <= SMALL.num_layers
         assert Arch.from_json(arch.to_json()).id == arch.id
+
+    @pytest.mark.parametrize("name", LISTABLE)
+    @settings(max_examples=30, deadline=None)
+    @given(data=st.data())
+    def test_every_kind_of_space_goes_there_and_back(self, name: str, data: st.DataObject) -> None:
+        space = SPACES[name]
+        row = data.draw(genotypes_of(space))
+        arch, canonical = space.decode(row), space.canonical(np.array([row]))
+        np.testing.assert_array_equal(space.canonical(canonical), canonical)
+        np.testing.assert_array_equal(space.encode(arch), canonical[0])
+        assert space.decode(canonical[0]) == arch
+        assert Arch.from_json(arch.to_json()) == arch
 
     @settings(max_examples=100, deadline=None)
     @given(rows=st.lists(genotypes_of(SMALL), min_size=1, max_size=8))
@@ -177,7 +295,9 @@ class TestEncodeRefuses:
     def test_what_no_gene_stands_for(self) -> None:
         space = SPACES["rope without choice"]
         nope = replace(space.largest().layers[0], position="nope")
-        with pytest.raises(UserError, match=r"layers\[1\] is not in space .* nearest it offers"):
+        with pytest.raises(
+            UserError, match=r"layers.1.position='nope' is not in space .* one of rope"
+        ):
             space.encode(replace(space.largest(), layers=(space.largest().layers[0], nope)))
 
 
@@ -273,15 +393,27 @@ class TestDeclaring:
             ({"min_depth": 3}, "min_depth=3 must lie between 1 and num_layers=2"),
             ({"min_depth": 0}, "min_depth=0 must lie between"),
             ({"mixers": {"softmx": {}}}, "did you mean 'softmax'"),
-            ({"mixers": {"softmax": {"window": (3,)}}}, "'softmax' has no options"),
+            (
+                {"mixers": {"softmax": {"window": (3,)}}},
+                "unknown option of mixer 'softmax' 'window'",
+            ),
             ({"mixers": {"sliding_window": {"window": (4, 0)}}}, "window=0 must be a whole"),
             ({"heads": ((4, 3),)}, "num_kv_heads=3 does not divide num_heads=4"),
             ({"position": ("rop",)}, "did you mean 'rope'"),
             ({"norm": ("rms",)}, "did you mean 'rmsnorm'"),
-            ({"ffn": ("relu",)}, "did you mean 'relu2'"),
+            ({"ffn": ("relu22",)}, "did you mean 'relu2'"),
             ({"intermediate_size": (8, -1)}, "intermediate_size=-1"),
             ({"head_dim": 3}, "head_dim=3 must be even"),
             ({"vocab_size": 0}, "vocab_size=0"),
+            ({"kv_shared": (True,)}, r"kv_shared=\[true\] leaves no layer"),
+            (
+                {"mixers": {"none": {}, "softmax": {}}, "intermediate_size": (0, 8)},
+                "first mixer is 'none' and the first intermediate_size 0",
+            ),
+            (
+                {"mixers": {"fixed": {"stride": (8, 2), "summary": (1, 4)}}},
+                "fixed.summary=4 is more than a block of stride=2",
+            ),
         ],
     )
     def test_mistakes(self, changes: dict[str, Any], sentence: str) -> None:

@@ -1,0 +1,20 @@
+"""Where autocast would round too much."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which operations on the device of `x` keep their inputs' dtype."""
+    if x.is_meta:
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Return `x` in fp32, or as it is where it is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

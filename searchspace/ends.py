@@ -1,0 +1,156 @@
+"""What every network has once: input embedding, final norm and output head.
+
+Shapes: B batch, T tokens, D d_model, V vocabulary or classes, N patches, P values of a patch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from searchspace.errors import UserError
+from searchspace.linear import Linear
+from searchspace.norms import NORMS
+from searchspace.specs import EndsSpec
+
+
+@dataclass
+class Position:
+    """How many tokens a network has seen: what learned positions go on from."""
+
+    length: int = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return no tensors."""
+        return {}
+
+
+class Ends(nn.Module):
+    """The ends of a decoder, encoder or ViT; see `searchspace.family.Family`.
+
+    The output head is not tied to the embedding. Encoders and ViTs read their classes from the mean
+    over tokens (padding left out) or from a class token in front.
+
+    Source: Dosovitskiy et al. 2021, section 3.1 (patches, class token); Devlin et al. 2019 (class
+    token of an encoder).
+    """
+
+    def __init__(self, spec: EndsSpec) -> None:
+        super().__init__()
+        self.spec, family = spec, spec.family
+        self.family = family
+        d_model = spec.d_model
+        if family.kind == "vit":
+            self.patch_proj = Linear(family.channels * family.patch_size**2, d_model)
+        else:
+            self.embedding = nn.Parameter(torch.empty(spec.vocab_size, d_model))
+        if family.embedding_position == "learned":
+            self.positions = nn.Parameter(torch.empty(family.max_tokens, d_model))
+        if family.num_extra_tokens:
+            self.class_token = nn.Parameter(torch.empty(1, d_model))
+        self.norm: nn.Module = NORMS[family.final_norm](d_model)
+        self.head = Linear(d_model, family.num_classes or spec.vocab_size)
+
+    @staticmethod
+    def param_axes(spec: EndsSpec) -> dict[str, tuple[str, ...]]:
+        """Return the named dimension of every axis of every parameter."""
+        family = spec.family
+        out = "num_classes" if family.num_classes else "vocab_size"
+        axes: dict[str, tuple[str, ...]] = {"head.weight": (out, "d_model")}
+        if family.kind == "vit":
+            axes["patch_proj.weight"] = ("d_model", "patch_values")
+        else:
+            axes["embedding"] = ("vocab_size", "d_model")
+        if family.embedding_position == "learned":
+            axes["positions"] = ("max_tokens", "d_model")
+        if family.num_extra_tokens:
+            axes["class_token"] = ("one", "d_model")
+        norm = NORMS[family.final_norm].axes
+        return axes | {f"norm.{name}": named for name, named in norm.items()}
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Initialise; small logits at first, so the loss starts at log(V)."""
+        with torch.no_grad():
+            if self.family.kind == "vit":
+                self.patch_proj.reset(generator)
+            else:
+                self.embedding.normal_(0.0, 1.0, generator=generator)
+            if self.family.embedding_position == "learned":
+                self.positions.normal_(0.0, 0.5, generator=generator)
+            if self.family.num_extra_tokens:
+                self.class_token.normal_(0.0, 1.0, generator=generator)
+        self.head.reset(generator, gain=0.1)
+
+    def embed(self, inputs: Tensor, start: int = 0) -> Tensor:
+        """Return what the layers read, (B, T, D); the class token stands first.
+
+        Args:
+            inputs: token ids (B, T), int64, or images (B, channels, height, width).
+            start: position of the first token.
+
+        Raises:
+            UserError: when tokens go beyond the learned positions.
+        """
+        if self.family.kind == "vit":
+            x_BTD = self.patch_proj(self._patches(inputs))
+        else:
+            x_BTD = F.embedding(inputs, self.embedding)
+        if self.family.embedding_position == "learned":
+            end = start + x_BTD.shape[1]
+            if end > self.family.max_tokens:
+                raise UserError(
+                    f"{end} tokens were given, but positions are learned for family max_tokens="
+                    f"{self.family.max_tokens}; give fewer, or train with a larger max_tokens"
+                )
+            x_BTD = x_BTD + self.positions[start:end]
+        if self.family.num_extra_tokens:
+            first = self.class_token.expand(x_BTD.shape[0], -1, -1)
+            x_BTD = torch.cat([first, x_BTD], dim=1)
+        return x_BTD
+
+    def _patches(self, images: Tensor) -> Tensor:
+        """Cut images into patches (B, N, P), row by row."""
+        size = self.family.patch_size
+        cut = images.unfold(2, size, size).unfold(3, size, size)  # (B, C, rows, columns, p, p)
+        return cut.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+    def hidden(self, x_BTD: Tensor, inputs: Tensor) -> Tensor:
+        """Return what the head reads: (B, T, D) of a decoder, (B, D) of the others."""
+        if self.family.kind == "decoder":
+            out: Tensor = self.norm(x_BTD)
+            return out
+        if self.family.num_extra_tokens:
+            out = self.norm(x_BTD[:, 0])
+            return out
+        x_BTD = self.norm(x_BTD)
+        if self.family.kind == "vit" or self.family.pad_token < 0:
+            return x_BTD.mean(dim=1)
+        there_BT1 = (inputs != self.family.pad_token).to(x_BTD.dtype)[:, :, None]
+        return (x_BTD * there_BT1).sum(dim=1) / there_BT1.sum(dim=1).clamp_min(1.0)
+
+    def logits(self, x_BTD: Tensor, inputs: Tensor) -> Tensor:
+        """Return the logits, (B, T, V) of a decoder, (B, V) of the others."""
+        return self.head(self.hidden(x_BTD, inputs))
+
+    def forward(self, inputs: Tensor, state: Any = None) -> Tensor:
+        """Embed and predict at once: the cost of a network without any layer."""
+        return self.logits(self.embed(inputs), inputs)
+
+    def init_state(self, batch: int, max_tokens: int, device: torch.device | None = None) -> None:
+        """Return None: the ends remember nothing."""
+        return None
+
+
+def example_inputs(
+    spec: EndsSpec, batch: int, tokens: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return random inputs of a network; `tokens` does not count for images."""
+    family = spec.family
+    if family.kind == "vit":
+        shape = (batch, family.channels, family.image_size, family.image_size)
+        return torch.randn(shape, generator=generator)
+    return torch.randint(spec.vocab_size, (batch, tokens), generator=generator)

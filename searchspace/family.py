@@ -1,0 +1,138 @@
+"""`Family`: what goes into a network and what comes out.
+
+A *decoder* reads tokens and predicts the next one at every position; an *encoder* reads tokens in
+both directions and predicts one class; a *ViT* does so with the patches of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from searchspace.errors import UserError, unknown
+
+KINDS = ("decoder", "encoder", "vit")
+POOLINGS = ("mean", "class_token")
+EMBEDDING_POSITIONS = ("none", "learned")
+
+
+@dataclass(frozen=True)
+class Family:
+    """The facts of input and output that all archs of a space share.
+
+    Args:
+        kind: ``"decoder"``, ``"encoder"`` or ``"vit"``.
+        num_classes: classes of an encoder or ViT.
+        pooling: what the classes are read from: the ``"mean"`` over tokens (padding left out), or a
+            ``"class_token"`` put in front.
+        embedding_position: ``"learned"`` adds a learned vector per position to the embedding.
+        max_tokens: longest sequence that learned positions and mixers with parameters per position
+            can take, the class token not counted. A ViT's follows from its image.
+        image_size: height and width of the image in pixels.
+        channels: channels of the image.
+        patch_size: height and width of a patch; divides `image_size`.
+        pad_token: token id that stands for "no token" in an encoder's input; -1 for none.
+        final_norm: a name in `NORMS`.
+
+    Raises:
+        UserError: for an unknown name, or sizes that do not fit together.
+
+    Source: Vaswani et al. 2017 (decoder); Devlin et al. 2019, "BERT" (encoder); Dosovitskiy et al.
+    2021, "An Image is Worth 16x16 Words", section 3.1 (ViT).
+    """
+
+    kind: str = "decoder"
+    num_classes: int = 0
+    pooling: str = "mean"
+    embedding_position: str = "none"
+    max_tokens: int = 1024
+    image_size: int = 0
+    channels: int = 0
+    patch_size: int = 0
+    pad_token: int = -1
+    final_norm: str = "rmsnorm"
+
+    def __post_init__(self) -> None:
+        for field, choices in (
+            ("kind", KINDS),
+            ("pooling", POOLINGS),
+            ("embedding_position", EMBEDDING_POSITIONS),
+        ):
+            if getattr(self, field) not in choices:
+                raise unknown(f"family {field}", getattr(self, field), choices)
+        if self.final_norm != Family.final_norm:
+            # The default needs no look, so that a command line can read an arch without torch.
+            from searchspace.norms import NORMS
+
+            if self.final_norm not in NORMS:
+                raise unknown("family final_norm", self.final_norm, NORMS)
+        for field in ("num_classes", "image_size", "channels", "patch_size", "max_tokens"):
+            value = getattr(self, field)
+            if type(value) is not int or value < 0:
+                raise UserError(f"family {field}={value!r} must be a whole number of at least 0")
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        if self.kind != "decoder" and self.num_classes < 2:
+            raise UserError(
+                f"family num_classes={self.num_classes}; {self.kind} networks need at least 2"
+            )
+        if self.kind != "vit":
+            if self.max_tokens < 1:
+                raise UserError("family max_tokens=0; give the longest sequence, such as 1024")
+            return
+        if not self.patch_size or not self.image_size or self.image_size % self.patch_size:
+            divisors = [str(n) for n in range(1, self.image_size + 1) if self.image_size % n == 0]
+            raise UserError(
+                f"family patch_size={self.patch_size} does not divide image_size="
+                f"{self.image_size}; choose one of {', '.join(divisors) or 'its divisors'}"
+            )
+        if not self.channels:
+            raise UserError("family channels=0; an image has 1 (grey) or 3 (colour)")
+        object.__setattr__(self, "max_tokens", (self.image_size // self.patch_size) ** 2)
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only itself and earlier ones."""
+        return self.kind == "decoder"
+
+    @property
+    def num_extra_tokens(self) -> int:
+        """1 where a class token is put in front, else 0."""
+        return int(self.kind != "decoder" and self.pooling == "class_token")
+
+    @property
+    def sequence_tokens(self) -> int:
+        """Longest sequence inside the network, the class token counted."""
+        return self.max_tokens + self.num_extra_tokens
+
+    @property
+    def key(self) -> str:
+        """A readable name of what is not a plain decoder's, for the keys of `EndsSpec`."""
+        changed = [f"{k}{v}" for k, v in self.to_dict().items() if k != "kind"]
+        return "".join(f"/{text}" for text in ([self.kind] if self != DECODER else []) + changed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what differs from the defaults, JSON-ready."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Family:
+        """Build from `to_dict`'s form.
+
+        Raises:
+            UserError: for an unknown key or a wrong value.
+        """
+        known = [field.name for field in fields(cls)]
+        if not isinstance(values, Mapping):
+            raise UserError(f"family is a mapping of its fields, not {values!r:.40}")
+        for name in values:
+            if name not in known:
+                raise unknown("family field", name, known)
+        return cls(**values)
+
+
+DECODER = Family()
+"""A plain decoder."""

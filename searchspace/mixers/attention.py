@@ -1,0 +1,195 @@
+"""What mixers with attention scores share: positions, masks, the cache, sums over grouped heads.
+
+Shapes: B batch, T query tokens, D d_model, H query heads, G key/value heads, S keys, K head width,
+C channels, W taps of a convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nas_kernels.constants import cached_constant
+from searchspace.convolution import causal_conv, depthwise_conv
+from searchspace.mixers.base import MixerState, ProjectedMixer
+from searchspace.mixers.kv_cache import KeyValueCache
+from searchspace.positions import KINDS, alibi_bias, apply_rope, position_kind
+from searchspace.specs import MixerSpec
+
+QUERY_CHUNK = 128
+
+
+class AttentionMixer(ProjectedMixer):
+    """A mixer that weighs values by a function of query-key scores.
+
+    A subclass implements `attend`; its causal form keeps all keys and values.
+    """
+
+    positions: ClassVar[tuple[str, ...]] = KINDS
+
+    def __init__(self, spec: MixerSpec) -> None:
+        super().__init__(spec)
+        self.position = position_kind(spec.position)
+
+    def init_state(self, batch: int, max_tokens: int, device: torch.device | None = None) -> Any:
+        """Return an empty cache for `max_tokens` tokens."""
+        shape = (batch, self.spec.num_kv_heads, max_tokens, self.spec.head_dim)
+        return KeyValueCache(
+            k_BGSK=torch.zeros(shape, device=device),
+            v_BGSK=torch.zeros(shape, device=device),
+            conv_BTC=self.init_conv(batch, device),
+        )
+
+    def forward(self, x_BTD: Tensor, state: Any = None) -> Tensor:
+        """Attend to the tokens given and, with a state, to those before."""
+        start = 0 if state is None else state.length
+        q, k, v = self.project_qkv(x_BTD, state)
+        q, k = self.rotate(q, start), self.rotate(k, start)
+        if state is not None:
+            k, v = state.append(k, v)
+        return self.o_proj(self.merge_heads(self.attend(q, k, v, start)))
+
+    def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, start: int) -> Tensor:
+        """Return (B, H, T, K); query t stands at position `start + t` of the S keys."""
+        raise NotImplementedError
+
+    def rotate(self, x_BHTK: Tensor, start: int) -> Tensor:
+        """Apply the rotary embedding where the mixer has one."""
+        if self.position != "rope":
+            return x_BHTK
+        return apply_rope(x_BHTK, start, self.spec.position)
+
+    def with_alibi(self, mask: Tensor | None, q_BHTK: Tensor, num_keys: int, start: int) -> Any:
+        """Combine what hides keys with the linear bias of distances, where the mixer has one.
+
+        Args:
+            mask: true where a key is visible, (T, S), (H, T, S) or (1, H, T, S); None for all.
+            q_BHTK: gives heads, tokens and device.
+            num_keys: S.
+            start: position of the first query.
+
+        Returns:
+            `mask`, or what is to be added to the scores, (1, H, T, S).
+        """
+        if self.position != "alibi":
+            return mask
+        heads, tokens = q_BHTK.shape[1:3]
+        bias = alibi_bias(heads, tokens, num_keys, start, q_BHTK.device)[None]
+        return bias if mask is None else bias.masked_fill(~mask, -math.inf)
+
+    def full_mask(self, q_BHTK: Tensor, num_keys: int, start: int) -> Any:
+        """Return `with_alibi` of the mask of a form that sees all, or all earlier, tokens."""
+        mask, tokens = None, q_BHTK.shape[2]
+        if self.causal and tokens > 1:
+            mask = causal_mask(start, tokens, num_keys, q_BHTK.device)
+        return self.with_alibi(mask, q_BHTK, num_keys, start)
+
+
+def alibi_at(num_heads: int, query_T: Tensor, key_S: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the linear bias (1, H, T, S) for any positions, minus infinity where not visible."""
+    slope_H = -alibi_bias(num_heads, 1, 2, 0, query_T.device)[:, 0, 1]
+    bias = -slope_H[:, None, None] * (query_T[:, None] - key_S).abs()
+    return (bias if mask is None else bias.masked_fill(~mask, -math.inf))[None]
+
+
+def convolve_together(
+    parts: list[Tensor], taps_CW: Tensor, causal: bool, state: MixerState | None
+) -> list[Tensor]:
+    """Convolve projections (B, T, C_i) over time, going on from `state.conv_BTC` where causal."""
+    x_BTC, sizes = torch.cat(parts, dim=-1), [part.shape[-1] for part in parts]
+    if not causal:
+        return list(depthwise_conv(x_BTC, taps_CW).split(sizes, dim=-1))
+    out_BTC, after = causal_conv(x_BTC, taps_CW, None if state is None else state.conv_BTC)
+    if state is not None:
+        state.conv_BTC = after
+    return list(out_BTC.split(sizes, dim=-1))
+
+
+def sdpa(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None, is_causal: bool = False
+) -> Tensor:
+    """Softmax attention with grouped heads; `mask` as `AttentionMixer.with_alibi` returns it."""
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(q_BHTK.dtype)
+    grouped = q_BHTK.shape[1] != k_BGSK.shape[1]
+    return F.scaled_dot_product_attention(
+        q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
+    )
+
+
+def grouped_scores(q_BHTK: Tensor, k_BGSK: Tensor) -> Tensor:
+    """Return `q k / sqrt(K)` as (B, H, T, S), in at least single precision."""
+    groups, tokens = k_BGSK.shape[1], q_BHTK.shape[2]
+    q = q_BHTK.unflatten(1, (groups, -1)).flatten(2, 3) / math.sqrt(q_BHTK.shape[-1])
+    scores = q @ k_BGSK.transpose(-1, -2)
+    return at_least_float(scores.unflatten(2, (-1, tokens)).flatten(1, 2))
+
+
+def grouped_sum(weights_BHTS: Tensor, v_BGSK: Tensor) -> Tensor:
+    """Return the values weighed, (B, H, T, K)."""
+    groups, tokens = v_BGSK.shape[1], weights_BHTS.shape[2]
+    weights = weights_BHTS.unflatten(1, (groups, -1)).flatten(2, 3).to(v_BGSK.dtype)
+    return (weights @ v_BGSK).unflatten(2, (-1, tokens)).flatten(1, 2)
+
+
+def in_query_chunks(
+    attend: Callable[[Tensor, Tensor, Tensor, int], Tensor],
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSK: Tensor,
+    start: int,
+    causal: bool,
+) -> Tensor:
+    """Attend with some queries at a time, in a causal form only to the keys up to the last of them.
+
+    Scores that no fused kernel computes are then few enough to stay in a cache.
+
+    Args:
+        attend: takes queries, keys, values and the position of the first query; returns tokens
+            on the axis before the last.
+        q_BHTK: queries.
+        k_BGSK: keys.
+        v_BGSK: values.
+        start: position of the first query.
+        causal: whether queries see no later keys.
+    """
+    tokens, num_keys = q_BHTK.shape[2], k_BGSK.shape[2]
+    outs = []
+    for at in range(0, tokens, QUERY_CHUNK):
+        end = min(at + QUERY_CHUNK, tokens)
+        seen = start + end if causal else num_keys
+        outs.append(
+            attend(q_BHTK[:, :, at:end], k_BGSK[:, :, :seen], v_BGSK[:, :, :seen], start + at)
+        )
+    return torch.cat(outs, dim=-2) if len(outs) > 1 else outs[0]
+
+
+def at_least_float(x: Tensor) -> Tensor:
+    """Widen 16-bit numbers to 32 bits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def apply_mask(scores_BHTS: Tensor, mask: Tensor | None) -> Tensor:
+    """Hide keys by minus infinity or add a bias; `mask` as `with_alibi` returns it."""
+    if mask is None:
+        return scores_BHTS
+    if mask.is_floating_point():
+        return scores_BHTS + mask.to(scores_BHTS.dtype)
+    return scores_BHTS.masked_fill(~mask, -math.inf)
+
+
+def key_age(start: int, tokens: int, num_keys: int, device: torch.device) -> Tensor:
+    """Return how many positions each of the S keys lies before each of the T queries (T, S)."""
+    query_T1 = torch.arange(start, start + tokens, device=device)[:, None]
+    return query_T1 - torch.arange(num_keys, device=device)[None, :]
+
+
+@cached_constant
+def causal_mask(start: int, tokens: int, num_keys: int, device: torch.device) -> Tensor:
+    """Return true where a key is not newer than the query (T, S)."""
+    return key_age(start, tokens, num_keys, device) >= 0

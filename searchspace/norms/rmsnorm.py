@@ -1,0 +1,29 @@
+"""Root mean square normalisation."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from searchspace.norms.base import Norm
+
+
+class RMSNorm(Norm):
+    """Unit root mean square over the features, then scale.
+
+    Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", equation 4.
+    """
+
+    axes: ClassVar = {"weight": ("d_model",)}
+    eps = 1e-5
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__(d_model)
+        self.weight = nn.Parameter(torch.ones(d_model))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return the normalised `x_BTD`, same shape."""
+        return F.rms_norm(x_BTD, self.weight.shape, self.weight, self.eps)
