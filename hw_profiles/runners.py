@@ -11,8 +11,9 @@ from torch import nn
 from hw_profiles.process import single_threaded
 from hw_profiles.workload import Workload
 from searchspace.ends import example_inputs
+from searchspace.packing import pack
 from searchspace.specs import EndsSpec, SubBlockSpec
-from searchspace.sub_blocks import build_sub_block, pack, reset_sub_block
+from searchspace.sub_blocks import build_sub_block, reset_sub_block
 
 # Initialisation only depends on depth through a factor; latency does not depend on it.
 ANY_DEPTH = 4

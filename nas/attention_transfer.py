@@ -31,7 +31,7 @@ from searchspace.subnet import Subnet, block_name
 from searchspace.supernet import Supernet
 
 if TYPE_CHECKING:
-    from nas.training import TrainingTask
+    from nas.training.task import TrainingTask
 
 SOFTMAX = "softmax"
 

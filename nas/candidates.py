@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from hw_profiles.latency_table import LatencyTable
 from nas.samplers import GeneCodec
 from predictors.encodings import Gene
-from searchspace.space.canonical import Genotypes
 from searchspace.cost import CostTable, num_params, weight_bytes
 from searchspace.errors import UserError, unknown
 from searchspace.space import SearchSpace
+from searchspace.space.canonical import Genotypes
 
 Floats = NDArray[np.float64]
 

@@ -96,7 +96,11 @@ def export_subnet(
 
 def _write(source: ExportSource, arch: Arch, folder: Path) -> None:
     task = source.task
-    about: dict[str, Any] = {"unit": task.unit, "vocab_size": task.vocab_size, "seq_len": task.seq_len}
+    about: dict[str, Any] = {
+        "unit": task.unit,
+        "vocab_size": task.vocab_size,
+        "seq_len": task.seq_len,
+    }
     if isinstance(task, LabelledTask):
         about["classes"] = list(task.labels)
     facts = {

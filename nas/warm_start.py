@@ -19,9 +19,9 @@ from nas.candidates import genes_of
 from nas.progress import Reporter
 from predictors.encodings import GeneEncoding
 from predictors.quality import QualityRegressor
-from searchspace.space.canonical import Genotypes
 from searchspace.files import read_json, write_json
 from searchspace.space import SearchSpace
+from searchspace.space.canonical import Genotypes
 
 Floats = NDArray[np.float64]
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from searchspace.ends import Ends
 from searchspace.ffn import FFNS
 from searchspace.ffn.mlp import FFN
-from searchspace.linear import Linear
 from searchspace.mixers import MIXERS, Mixer
 from searchspace.mixers.base import SharedKV
 from searchspace.norms import NORMS
@@ -109,20 +108,6 @@ def reset_sub_block(
         block.reset(generator)
     else:
         block.op.reset(generator, depth)
-
-
-def pack(module: nn.Module) -> None:
-    """Bring a network or sub-block into the form that is deployed.
-
-    Norms that are affine maps at inference are folded into the maps beside them, and every
-    quantised layer takes the form that is stored and run.
-    """
-    from searchspace.rewrites import fold_norms
-
-    fold_norms(module)
-    for child in module.modules():
-        if isinstance(child, Linear):
-            child.pack()
 
 
 def param_axes(spec: SubBlockSpec) -> dict[str, tuple[str, ...]]:

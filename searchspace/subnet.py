@@ -17,12 +17,12 @@ from searchspace.arch import Arch
 from searchspace.checkpoint import load_subnet, save_subnet
 from searchspace.ends import Ends, Position
 from searchspace.mixers.base import SharedKV
+from searchspace.packing import pack
 from searchspace.specs import MixerSpec
 from searchspace.sub_blocks import (
     FFNBlock,
     MixerBlock,
     build_sub_block,
-    pack,
     reset_sub_block,
 )
 

@@ -71,7 +71,8 @@ code, name, cls = Path("new_operator.py").read_text(), "moving_average", "Moving
 (root / "mixers" / f"{name}.py").write_text(code)
 registry = root / "mixers" / "__init__.py"
 text = registry.read_text()
-text = text.replace("MIXERS: dict", f"from searchspace.mixers.{name} import {cls}\\n\\nMIXERS: dict")
+line = f"from searchspace.mixers.{name} import {cls}\\n\\n"
+text = text.replace("MIXERS: dict", line + "MIXERS: dict")
 text = re.sub(r"(MIXERS: [^{]*\\{)", rf'\\1\\n    "{name}": {cls},', text)
 registry.write_text(text)
 import torch

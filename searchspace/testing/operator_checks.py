@@ -15,12 +15,12 @@ from torch import Tensor
 from searchspace.ffn import FFNS
 from searchspace.mixers import MIXERS
 from searchspace.mixers.base import SharedKV
+from searchspace.packing import pack
 from searchspace.specs import EndsSpec, FFNSpec, MixerSpec
 from searchspace.sub_blocks import (
     FFNBlock,
     MixerBlock,
     build_sub_block,
-    pack,
     param_axes,
     reset_sub_block,
 )

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from searchspace.mixers import MIXERS
+from searchspace.packing import pack
 from searchspace.specs import MixerSpec
-from searchspace.sub_blocks import pack
 from searchspace.subnet import state_bytes
 from searchspace.testing.operator_checks import (
     NUM_TOKENS,

@@ -100,13 +100,18 @@ def main() -> None:
 
 
 def spread_archs(space: SearchSpace, num: int, seed: int) -> list[Arch]:
-    """Return random archs at even quantiles of the parameter count."""
+    """Return different random archs near even quantiles of the parameter count."""
     rng = np.random.default_rng([seed, 3])
     genotypes = space.sample_genotypes(rng, 40 * num)
-    order = CostTable(space, num_params).of(genotypes).argsort()
-    return [
-        space.decode(genotypes[order[i]]) for i in np.linspace(0, len(order) - 1, num, dtype=int)
-    ]
+    order = list(CostTable(space, num_params).of(genotypes).argsort())
+    archs: dict[str, Arch] = {}
+    for place in np.linspace(0, len(order) - 1, num, dtype=int):
+        for row in order[place:] + order[:place]:
+            arch = space.decode(genotypes[row])
+            if arch.id not in archs:
+                archs[arch.id] = arch
+                break
+    return list(archs.values())
 
 
 if __name__ == "__main__":
