@@ -152,11 +152,14 @@ class ExportConfig:
             ``all`` for the whole front.
         front_size: members of the final front that are measured again, at most.
         test_tokens: tokens of the test files for the final losses.
+        rewrites: names in `searchspace.rewrites.REWRITES` (``layernorm_to_rmsnorm``), applied to
+            the exported networks that they fit; `export.json` says which do not, and why.
     """
 
     choose: tuple[str, ...] = ("all",)
     front_size: int = 16
     test_tokens: int = 32_768
+    rewrites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,14 @@ from nas.tasks.language_model import LanguageModelTask
 from searchspace.arch import Arch
 from searchspace.errors import UserError
 from searchspace.files import temporary_name, write_json
+from searchspace.rewrites import rewrite
 from searchspace.subnet import Subnet, state_bytes
 from searchspace.supernet import Supernet
 
 MAX_LOGIT_DIFFERENCE = 1e-5
 """Of fp32 logits, relative to the largest one where that is above 1."""
 MAX_OTHER_ORDER_DIFFERENCE = 1e-4
-"""The same where sums are taken in another order: step by step, or with norms folded away."""
+"""The same where sums are taken in another order: step by step, folded norms, rewrites."""
 MAX_ROUNDED_LOSS_DIFFERENCE = 0.01
 """In nats per unit, of low precisions; or as a share of the loss where that is more."""
 CHECK_TOKENS = 64
@@ -47,11 +48,13 @@ class ExportSource:
         supernet: the trained weights.
         task: for tokenizer and held-out data.
         amount: how much of the test split the verified loss is of; see `Task`.
+        rewrites: names in `searchspace.rewrites.REWRITES`, applied to networks that they fit.
     """
 
     supernet: Supernet
     task: Task
     amount: int
+    rewrites: tuple[str, ...] = ()
 
 
 def export_subnet(
@@ -75,9 +78,11 @@ def export_subnet(
     temporary = temporary_name(folder)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        _write(source, arch, temporary)
+        refused = _write(source, arch, temporary)
         content = {
             "arch_id": arch.id,
+            "rewrites": [name for name in source.rewrites if name not in refused],
+            "rewrites_refused": refused,
             "verified": verify(source, arch, temporary),
             "measured": record.get("measured", {}),
             "predicted": record.get("predicted", {}),
@@ -94,7 +99,8 @@ def export_subnet(
     return content
 
 
-def _write(source: ExportSource, arch: Arch, folder: Path) -> None:
+def _write(source: ExportSource, arch: Arch, folder: Path) -> dict[str, str]:
+    """Write the checkpoint; return the rewrites that do not fit the network, and why."""
     task = source.task
     about: dict[str, Any] = {
         "unit": task.unit,
@@ -108,9 +114,17 @@ def _write(source: ExportSource, arch: Arch, folder: Path) -> None:
         "architectures": ["searchspace.subnet.Subnet"],
         "torch_version": torch.__version__,
     }
-    calibrated_extract(source.supernet, arch, task).pack().save(folder, facts)
+    subnet = calibrated_extract(source.supernet, arch, task)
+    refused: dict[str, str] = {}
+    for name in source.rewrites:
+        try:
+            rewrite(subnet, name)
+        except UserError as error:
+            refused[name] = str(error)
+    subnet.pack().save(folder, facts)
     if isinstance(task, LanguageModelTask) and task.tokenizer is not None:
         task.tokenizer.save(folder / "tokenizer.json")
+    return refused
 
 
 def verify(source: ExportSource, arch: Arch, folder: Path) -> dict[str, Any]:
@@ -154,8 +168,9 @@ def verify(source: ExportSource, arch: Arch, folder: Path) -> dict[str, Any]:
     if arch.family.causal:
         state = reloaded.init_state(1, source.task.seq_len)
         result["state_bytes_per_sequence"] = state_bytes(state)
-    scale, folded = max(1.0, float(expected.abs().max())), needs_calibration(arch)
-    allowed = MAX_OTHER_ORDER_DIFFERENCE if folded else MAX_LOGIT_DIFFERENCE
+    scale = max(1.0, float(expected.abs().max()))
+    other_order = needs_calibration(arch) or bool(reloaded.rewrites)
+    allowed = MAX_OTHER_ORDER_DIFFERENCE if other_order else MAX_LOGIT_DIFFERENCE
     checks = {
         "extracted network": extracted <= MAX_LOGIT_DIFFERENCE * scale,
         "reloaded network": difference <= allowed * scale or not is_fp32,

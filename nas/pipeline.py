@@ -40,8 +40,8 @@ from searchspace.arch import Arch
 from searchspace.errors import UserError, unknown
 from searchspace.files import read_json, write_json
 from searchspace.mixers import MIXERS
-from searchspace.space import SearchSpace
-from searchspace.space.files import read_space
+from searchspace.rewrites import REWRITES
+from searchspace.space import SearchSpace, read_space
 from searchspace.specs import ABSENT
 from searchspace.supernet import Supernet
 
@@ -212,6 +212,9 @@ class Pipeline:
             raise unknown("sampler", self.config.search.sampler, SAMPLERS)
         for name in self.config.search.metrics:
             get_metric(name)
+        for name in self.config.export.rewrites:
+            if name not in REWRITES:
+                raise unknown("export.rewrites", name, REWRITES)
         phases = [Workload.parse(name).phase for name in self.config.profile.workloads]
         known = ["weight_bytes", "params", "latency_ms"]
         known += [f"{phase}_ms" for phase in phases or PHASES]
@@ -357,7 +360,8 @@ class Pipeline:
 
     def _export_subnets(self, front: dict[str, Any], items: list[Evaluated]) -> None:
         amount = evaluation_amount(self.task, self.config.export.test_tokens // 4)
-        source = ExportSource(self.supernet, self.task, amount)
+        rewrites = self.config.export.rewrites
+        source = ExportSource(self.supernet, self.task, amount, rewrites)
         records = {r["arch_id"]: r for group in front["groups"].values() for r in group}
         wanted = self._chosen(front, items)
         with self.reporter.bar("export") as bar:

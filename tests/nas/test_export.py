@@ -160,3 +160,21 @@ def test_a_low_precision_that_loses_too_much_is_not_handed_over(
     monkeypatch.setattr(export, "held_out_loss", lambda *arguments: next(losses))
     with pytest.raises(ExportFailed, match="loss in low precision"):
         export_subnet(source, arch, tmp_path / "net", {})
+
+
+def test_rewrites_are_applied_where_they_fit_and_refused_with_the_reason(
+    task: LanguageModelTask, tmp_path: Path
+) -> None:
+    space = SearchSpace.load("decoder-tiny", task.vocab_size)
+    space = replace(space, family=replace(space.family, final_norm="layernorm"))
+    supernet = Supernet(space, torch.Generator().manual_seed(0))
+    source = ExportSource(supernet, task, 256, ("layernorm_to_rmsnorm",))
+    fitting = space.uniform(depth=2)
+    content = export_subnet(source, fitting, tmp_path / "fitting", {})
+    assert content["rewrites"] == ["layernorm_to_rmsnorm"] and not content["rewrites_refused"]
+    norms = {type(b.norm).__name__ for b in Subnet.load(tmp_path / "fitting").blocks.values()}
+    assert norms == {"RMSNorm"}
+    other = space.uniform(depth=2, ffn_precision="int8")
+    content = export_subnet(source, other, tmp_path / "other", {})
+    assert content["rewrites"] == []
+    assert "int8" in content["rewrites_refused"]["layernorm_to_rmsnorm"]
