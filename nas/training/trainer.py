@@ -239,9 +239,11 @@ class Trainer:
 
     def describe(self, losses: dict[str, float]) -> str:
         """Return what the progress bar says."""
-        tokens = self.state.step * self.config.batch_size * self.task.seq_len
+        done, what = self.state.step * self.config.batch_size, "images"
+        if self.space.family.kind != "vit":
+            done, what = done * self.task.seq_len, "tokens"
         figures = " ".join(f"{name} {value:.2f}" for name, value in losses.items())
-        return f"{figures} | {tokens / max(self.state.elapsed_s, 1e-9):,.0f} tokens/s"
+        return f"{figures} | {done / max(self.state.elapsed_s, 1e-9):,.0f} {what}/s"
 
     def save(self) -> None:
         """Write a checkpoint; after the end only the weights."""
