@@ -55,17 +55,16 @@ def sandwich(space: SearchSpace, num_random: int) -> StepArchs:
 
 
 def fair(space: SearchSpace, num_random: int) -> StepArchs:
-    """Train the largest, the smallest and random archs that use every operator equally often.
+    """Train random archs that use every operator equally often.
 
-    In each slot the mixers (and the FFN kinds) of a step's random archs are drawn without
-    replacement, all alike, as long as they last; other genes are spread as in `sandwich`. For
-    spaces with many operators: there the random archs of `sandwich`, which keep to the first
-    choice more often, train the rest too little to rank them.
+    In each slot the mixers (and the FFN kinds) of a step's archs are drawn without replacement,
+    all alike, as long as they last; other genes are spread as in `uniform`. For spaces with many
+    operators: there the other strategies, which keep to the first choice more often, train the
+    rest too little to rank them.
 
     Source: Chu, Zhang and Xu 2021, "FairNAS", section 3.2 (strict fairness).
     """
     _require_random("fair", num_random)
-    anchors = sandwich(space, 0)
 
     def draw(rng: np.random.Generator) -> list[StepArch]:
         genotypes = space.sample_genotypes(rng, num_random)
@@ -74,7 +73,7 @@ def fair(space: SearchSpace, num_random: int) -> StepArchs:
                 rounds = -(-num_random // len(choices))
                 drawn = np.concatenate([rng.permutation(len(choices)) for _ in range(rounds)])
                 genotypes[:, space.columns[name]] = drawn[:num_random]
-        return anchors(rng) + [StepArch(RANDOM, space.decode(row)) for row in genotypes]
+        return [StepArch(RANDOM, space.decode(row)) for row in genotypes]
 
     return draw
 

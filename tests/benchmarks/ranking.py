@@ -36,7 +36,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", default="decoder-operators")
-    parser.add_argument("--steps", type=int, default=1200, help="of the supernet")
+    parser.add_argument("--steps", type=int, default=3000, help="of the supernet")
     parser.add_argument("--alone-steps", type=int, default=400)
     parser.add_argument("--num", type=int, default=16)
     parser.add_argument("--num-random", type=int, default=2, help="random archs per step")

@@ -42,9 +42,9 @@ def test_sandwich_and_uniform(space: SearchSpace) -> None:
 def test_fair_uses_every_mixer_equally_often(space: SearchSpace) -> None:
     mixers = list(space.mixers)
     archs = ArchSampler("fair", space, 2 * len(mixers), seed=0).archs(0)
-    assert [a.role for a in archs[:2]] == ["largest", "smallest"]
+    assert {a.role for a in archs} == {"random"}
     for slot in range(space.num_layers):
-        used = Counter(a.arch.layers[slot].mixer for a in archs[2:] if not a.arch.layers[slot].skip)
+        used = Counter(a.arch.layers[slot].mixer for a in archs if not a.arch.layers[slot].skip)
         assert set(used) <= set(mixers)
         assert max(used[name] for name in mixers if name != "none") <= 2
 
