@@ -52,6 +52,7 @@ def calibrate(
     timings = measure_subnets(
         networks,
         workloads,
+        backend=table.device.backend,
         reference_us=table.sentinel_us,
         time_budget_s=time_budget_s,
         seed=seed,

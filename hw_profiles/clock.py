@@ -7,7 +7,7 @@ import gc
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from searchspace.errors import UserError
@@ -27,6 +27,10 @@ class Clock(Protocol):
 
     def run_delay_ns(self) -> int:
         """Return how long this process's threads have been ready to run but were not, in total."""
+        ...
+
+    def elapsed_ns(self, call: Callable[[], object], count: int) -> int:
+        """Return how long `count` calls take together, one after the other."""
         ...
 
     def sleep(self, seconds: float) -> None:
@@ -77,6 +81,14 @@ class SystemClock:
             except (OSError, IndexError):
                 os.close(self._files.pop(thread))
         return total
+
+    def elapsed_ns(self, call: Callable[[], object], count: int) -> int:
+        """Return how long `count` calls take together, one after the other."""
+        calls, now = range(count), time.perf_counter_ns
+        start = now()
+        for _ in calls:
+            call()
+        return max(now() - start, 1)
 
     def sleep(self, seconds: float) -> None:
         """Give the processor away."""

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from hw_profiles.backends.base import Backend
+from hw_profiles.backends.eager import EagerBackend
 from hw_profiles.process import current_settings, usable_processors
 from searchspace.errors import UserError
 
@@ -44,7 +46,9 @@ class Device:
         matmul_precision: `torch.get_float32_matmul_precision()`.
         allocator_tuned: see `hw_profiles.process.ProcessSettings`.
         flush_denormals: see `hw_profiles.process.ProcessSettings`.
-        backend: how networks are run.
+        backend: how networks are run, a name in `hw_profiles.backends.BACKENDS`.
+        backend_version: of its library, where that is not torch.
+        accelerator: name and driver; empty for processors.
         dtype: of activations outside quantised layers.
     """
 
@@ -60,11 +64,18 @@ class Device:
     allocator_tuned: bool
     flush_denormals: bool
     backend: str = "eager"
+    backend_version: str = ""
+    accelerator: str = ""
     dtype: str = "float32"
 
     @classmethod
-    def current(cls) -> Device:
-        """Describe this process; call `prepare_process` first."""
+    def current(cls, backend: Backend | None = None) -> Device:
+        """Describe this process; call `prepare_process` first.
+
+        Args:
+            backend: how networks are run; None is PyTorch, eagerly.
+        """
+        backend = backend or EagerBackend()
         settings = current_settings()
         name, isa = _cpu()
         return cls(
@@ -79,6 +90,9 @@ class Device:
             matmul_precision=torch.get_float32_matmul_precision(),
             allocator_tuned=settings.allocator_tuned,
             flush_denormals=settings.flush_denormals,
+            backend=backend.name,
+            backend_version=backend.version(),
+            accelerator=backend.accelerator(),
         )
 
     @functools.cached_property

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hw_profiles.runners import runner
+from hw_profiles.backends.eager import runner
 from hw_profiles.workload import Workload
 from searchspace.ends import example_inputs
 from searchspace.linear import Linear

@@ -13,15 +13,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from hw_profiles.backends import Backend, get_backend
 from hw_profiles.calibration import calibrate
 from hw_profiles.device import Device
 from hw_profiles.latency_table import Entry, LatencyTable
 from hw_profiles.memory import peak_mib as peak_mib
 from hw_profiles.process import prepare_process
-from hw_profiles.runners import build_for_timing, runner, sub_block_inputs
 from hw_profiles.samples import Timing
 from hw_profiles.subnets import measure_subnets as measure_subnets
-from hw_profiles.timing import Sentinel, time_interleaved
+from hw_profiles.targets import build_for_timing, sub_block_inputs
+from hw_profiles.timing import Sentinel, measured_sentinel, time_interleaved
 from hw_profiles.workload import Workload
 from searchspace.errors import UserError
 from searchspace.space import SearchSpace
@@ -50,6 +51,7 @@ def profile(
     workloads: Sequence[Workload],
     path: Path,
     *,
+    backend: str = "eager",
     num_threads: int | None = None,
     time_budget_s: float | None = None,
     progress: Progress | None = None,
@@ -65,6 +67,7 @@ def profile(
         space: whose sub-blocks are measured.
         workloads: what is timed.
         path: the table's file, which may exist already.
+        backend: how sub-blocks are run, a name in `BACKENDS`.
         num_threads: threads of one operator; None takes what is set, or every processor.
         time_budget_s: time to aim at. Rounds are saved first; then inner FFN widths are left to
             interpolation; what still cannot be saved is said in the log and taken.
@@ -78,11 +81,12 @@ def profile(
     """
     prepare_process(num_threads)
     began = time.monotonic()
-    table = open_table(path, workloads, realtime)
+    runs_on = get_backend(backend)
+    table = open_table(path, workloads, runs_on, realtime)
     report = progress or (lambda done, text: None)
     if finished(table, space, workloads):
         return table
-    session = _Filling(table, path, tuple(workloads), seed, realtime, report)
+    session = _Filling(table, path, runs_on, tuple(workloads), seed, realtime, report)
     session.measure(space.sub_blocks(), _share(time_budget_s, 1 - CALIBRATION_SHARE))
     left_s = None if time_budget_s is None else time_budget_s - (time.monotonic() - began)
     calibrate(
@@ -115,16 +119,18 @@ def _share(seconds: float | None, share: float) -> float | None:
     return None if seconds is None else seconds * share
 
 
-def open_table(path: Path, workloads: Sequence[Workload], realtime: bool = False) -> LatencyTable:
+def open_table(
+    path: Path, workloads: Sequence[Workload], backend: Backend, realtime: bool = False
+) -> LatencyTable:
     """Return the table at `path`, or a new one with its sentinel measured now.
 
     Raises:
         UserError: when the file is damaged or of another device.
     """
-    device = Device.current()
+    device = Device.current(backend)
     if not path.exists():
         return LatencyTable(
-            device, tuple(workloads), Sentinel.measured(realtime=realtime).reference_us
+            device, tuple(workloads), measured_sentinel(backend, realtime).reference_us
         )
     table = LatencyTable.load(path)
     table.device.require_same(device, f"the latency table {path}")
@@ -138,6 +144,7 @@ class _Filling:
 
     table: LatencyTable
     path: Path
+    backend: Backend
     workloads: tuple[Workload, ...]
     seed: int
     realtime: bool
@@ -188,19 +195,23 @@ class _Filling:
         for index, workload in enumerate(self.workloads):
             left_s = None if time_budget_s is None else time_budget_s + began - time.monotonic()
             targets = {
-                spec.key: runner(block, sub_block_inputs(spec, workload, generator), workload)
+                spec.key: self.backend.prepare(
+                    block, sub_block_inputs(spec, workload, generator), workload
+                )
                 for spec, block in blocks.items()
                 if (workload.name, spec.key) not in self.table.entries
             }
-            timings = time_interleaved(
-                targets,
-                rounds=ROUNDS,
-                rng=random.Random(self.seed),
-                sentinel=Sentinel.gemm(self.table.sentinel_us),
-                time_budget_s=_share(left_s, 1 / (len(self.workloads) - index)),
-                target_error=SUB_BLOCK_ERROR,
-                realtime=self.realtime,
-            )
+            with self.backend.clock() as clock:
+                timings = time_interleaved(
+                    targets,
+                    rounds=ROUNDS,
+                    rng=random.Random(self.seed),
+                    sentinel=Sentinel(self.backend.sentinel(), self.table.sentinel_us),
+                    time_budget_s=_share(left_s, 1 / (len(self.workloads) - index)),
+                    target_error=SUB_BLOCK_ERROR,
+                    realtime=self.realtime,
+                    clock=clock,
+                )
             for spec in group:
                 if spec.key in timings:
                     entry = to_entry(timings[spec.key], blocks[spec])

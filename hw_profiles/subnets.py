@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from hw_profiles.runners import runner
+from hw_profiles.backends import get_backend
 from hw_profiles.samples import Timing
-from hw_profiles.timing import Sentinel, time_interleaved
+from hw_profiles.timing import Sentinel, measured_sentinel, time_interleaved
 from hw_profiles.workload import Workload
 from searchspace.ends import example_inputs
 from searchspace.subnet import Subnet
@@ -28,6 +28,7 @@ def measure_subnets(
     subnets: Mapping[str, Subnet],
     workloads: Sequence[Workload],
     *,
+    backend: str = "eager",
     rounds: int | None = None,
     reference_us: float | None = None,
     time_budget_s: float | None = None,
@@ -40,6 +41,7 @@ def measure_subnets(
     Args:
         subnets: packed networks in evaluation mode, by any id.
         workloads: what to run.
+        backend: a name in `BACKENDS`.
         rounds: rounds at most; None takes `SUBNET_ROUNDS`.
         reference_us: sentinel time that latencies are stated for; give a table's `sentinel_us` to
             compare with it. None measures it now.
@@ -52,11 +54,14 @@ def measure_subnets(
         Timings by id and workload name.
 
     Raises:
+        UserError: when the backend cannot be used here, or cannot run a network.
         TooBusyError: when the machine is too busy to time anything.
     """
+    runs_on = get_backend(backend)
     if reference_us is None:
-        reference_us = Sentinel.measured(realtime=realtime).reference_us
-    sentinel, generator = Sentinel.gemm(reference_us), torch.Generator().manual_seed(seed)
+        reference_us = measured_sentinel(runs_on, realtime).reference_us
+    sentinel = Sentinel(runs_on.sentinel(), reference_us)
+    generator = torch.Generator().manual_seed(seed)
     ids = list(subnets)
     groups = [ids[begin : begin + SUBNET_GROUP] for begin in range(0, len(ids), SUBNET_GROUP)]
     steps = [(workload, group) for group in groups for workload in workloads]
@@ -66,17 +71,19 @@ def measure_subnets(
         for name in group:
             ends = subnets[name].arch.ends
             inputs = example_inputs(ends, workload.batch, workload.new_tokens, generator)
-            calls[name] = runner(subnets[name], inputs, workload)
-        timings = time_interleaved(
-            calls,
-            rounds=rounds or SUBNET_ROUNDS,
-            rng=random.Random(seed),
-            sentinel=sentinel,
-            time_budget_s=None if time_budget_s is None else time_budget_s / len(steps),
-            target_error=SUBNET_ERROR,
-            min_sample_ms=SUBNET_SAMPLE_MS,
-            realtime=realtime,
-        )
+            calls[name] = runs_on.prepare(subnets[name], inputs, workload)
+        with runs_on.clock() as clock:
+            timings = time_interleaved(
+                calls,
+                rounds=rounds or SUBNET_ROUNDS,
+                rng=random.Random(seed),
+                sentinel=sentinel,
+                time_budget_s=None if time_budget_s is None else time_budget_s / len(steps),
+                target_error=SUBNET_ERROR,
+                min_sample_ms=SUBNET_SAMPLE_MS,
+                realtime=realtime,
+                clock=clock,
+            )
         for name, timing in timings.items():
             result[name][workload.name] = timing
         if progress:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from hw_profiles.clock import Clock, no_garbage_collection, realtime_scheduling, system_clock
+from hw_profiles.backends.base import Backend, Call
+from hw_profiles.clock import Clock, no_garbage_collection, realtime_scheduling
 from hw_profiles.samples import (
     MAX_DELAY_SHARE,
     Sample,
@@ -26,8 +27,6 @@ from hw_profiles.samples import (
     summarise,
 )
 from hw_profiles.samples import TooBusyError as TooBusyError
-
-Call = Callable[[], object]
 
 MIN_ROUNDS = 3
 SENTINEL_SHARE = 0.2
@@ -52,42 +51,35 @@ class Sentinel:
     reference_us: float
 
     @classmethod
-    def gemm(cls, reference_us: float, size: int = 512) -> Sentinel:
-        """Return a square fp32 matrix product with a known reference time."""
-        generator = torch.Generator().manual_seed(0)
-        left = torch.randn(size, size, generator=generator)
-        right = torch.randn(size, size, generator=generator)
-        out = torch.empty(size, size)
-        return cls(lambda: torch.mm(left, right, out=out), reference_us)
-
-    @classmethod
-    def measured(cls, clock: Clock | None = None, realtime: bool = False) -> Sentinel:
-        """Return the matrix product with its reference timed now.
+    def measured(cls, call: Call, clock: Clock, realtime: bool = False) -> Sentinel:
+        """Return a sentinel with its reference timed now.
 
         The reference is the time it takes when nothing disturbs it: a low quantile of the
         undisturbed samples, which repeats far better than their median.
         """
-        sentinel = cls.gemm(math.nan)
-        if clock is None:
-            with system_clock() as clock:
-                return cls.measured(clock, realtime)
         for _ in range(3):
-            sentinel.call()
+            call()
         _refresh(clock)
         with realtime_scheduling(realtime), no_garbage_collection():
-            samples = [sentinel._sample(clock) for _ in range(REFERENCE_SAMPLES)]
+            samples = [_reference_sample(call, clock) for _ in range(REFERENCE_SAMPLES)]
         undisturbed = [us for us, share in samples if share <= MAX_DELAY_SHARE]
         durations = undisturbed if len(undisturbed) >= 10 else [us for us, _ in samples]
-        return cls(sentinel.call, statistics.quantiles(durations, n=10)[0])
+        return cls(call, statistics.quantiles(durations, n=10)[0])
 
-    def _sample(self, clock: Clock) -> tuple[float, float]:
-        """Return the time of one call in microseconds, and the share of it threads had to wait."""
-        clock.sleep(REST_AFTER_DISTURBANCE_S)
-        self.call()
-        delay, start = clock.run_delay_ns(), clock.now_ns()
-        self.call()
-        elapsed_ns = max(clock.now_ns() - start, 1)
-        return elapsed_ns / 1e3, (clock.run_delay_ns() - delay) / elapsed_ns
+
+def measured_sentinel(backend: Backend, realtime: bool = False) -> Sentinel:
+    """Return a backend's sentinel with its reference timed now."""
+    with torch.inference_mode(), backend.clock() as clock:
+        return Sentinel.measured(backend.sentinel(), clock, realtime)
+
+
+def _reference_sample(call: Call, clock: Clock) -> tuple[float, float]:
+    """Return the time of one call in microseconds, and the share of it threads had to wait."""
+    clock.sleep(REST_AFTER_DISTURBANCE_S)
+    call()
+    delay = clock.run_delay_ns()
+    elapsed_ns = clock.elapsed_ns(call, 1)
+    return elapsed_ns / 1e3, (clock.run_delay_ns() - delay) / elapsed_ns
 
 
 @dataclass
@@ -105,11 +97,7 @@ class _Session:
     def warm_up(self) -> None:
         """Run every target a few times, and find out how many calls make a sample."""
         for name, call in self.targets.items():
-            durations = []
-            for _ in range(3):
-                start = self.clock.now_ns()
-                call()
-                durations.append((self.clock.now_ns() - start) / 1e3)
+            durations = [self.clock.elapsed_ns(call, 1) / 1e3 for _ in range(3)]
             self.rest(0.0, sum(durations) / 1e6)
             self.call_us[name] = max(min(durations), 0.1)
             self.inner[name] = math.ceil(self.min_sample_us / self.call_us[name])
@@ -117,17 +105,15 @@ class _Session:
 
     def burst(self, name: str, round_index: int) -> None:
         """Take one sample of a target."""
-        call, inner, now = self.targets[name], range(self.inner[name]), self.clock.now_ns
+        call, inner, now = self.targets[name], self.inner[name], self.clock.now_ns
         began = now()
         # What ran before (a sleep, another target) must not be charged to the first calls.
         for _ in range(2 if self.call_us[name] < SHORT_CALL_US else 1):
             call()
-        delay, start = self.clock.run_delay_ns(), now()
-        for _ in inner:
-            call()
-        elapsed_ns = max(now() - start, 1)
+        delay = self.clock.run_delay_ns()
+        elapsed_ns = self.clock.elapsed_ns(call, inner)
         share = (self.clock.run_delay_ns() - delay) / elapsed_ns
-        call_us = elapsed_ns / 1e3 / self.inner[name]
+        call_us = elapsed_ns / 1e3 / inner
         self.samples[name].append(Sample(round_index, call_us, share))
         self.rest(share, (now() - began) / 1e9)
 
@@ -155,7 +141,7 @@ def time_interleaved(
     time_budget_s: float | None = None,
     target_error: float = 0.0,
     realtime: bool = False,
-    clock: Clock | None = None,
+    clock: Clock,
 ) -> dict[str, Timing]:
     """Time every target against the sentinel.
 
@@ -170,7 +156,7 @@ def time_interleaved(
         time_budget_s: no more rounds are begun after it, but at least `MIN_ROUNDS`.
         target_error: stop when the mean relative standard error of the medians is below it.
         realtime: use `realtime_scheduling`, sleeping as long as it runs.
-        clock: for tests.
+        clock: of the targets' backend.
 
     Raises:
         TooBusyError: when nothing at all is left of a target's samples.
@@ -178,19 +164,6 @@ def time_interleaved(
     """
     if not targets:
         return {}
-    if clock is None:
-        with system_clock() as clock:
-            return time_interleaved(
-                targets,
-                rounds=rounds,
-                rng=rng,
-                sentinel=sentinel,
-                min_sample_ms=min_sample_ms,
-                time_budget_s=time_budget_s,
-                target_error=target_error,
-                realtime=realtime,
-                clock=clock,
-            )
     calls = {**targets, SENTINEL: sentinel.call}
     session = _Session(calls, clock, realtime, min_sample_ms * 1e3)
     with torch.inference_mode(), no_garbage_collection():

@@ -102,12 +102,14 @@ class ProfileConfig:
     Args:
         workloads: such as ``prefill_b1_t256`` (one sequence of 256 tokens at once) or
             ``decode_b1_t256`` (one more token after 256). None are those of `default_workloads`.
+        backend: how networks are run, a name in `hw_profiles.backends.BACKENDS`.
         num_threads: threads of the device; None takes every core that may be used.
         budget_s: seconds of timing; None takes a share of the run's budget.
         realtime: use real-time scheduling for the timed bursts (needs the right to).
     """
 
     workloads: tuple[str, ...] = ()
+    backend: str = "eager"
     num_threads: int | None = None
     budget_s: float | None = None
     realtime: bool = False

@@ -219,6 +219,7 @@ def _latencies(
         timings = measure_subnets(
             subnets,
             workloads,
+            backend=sources.table.device.backend,
             reference_us=sources.table.sentinel_us,
             seed=sources.seed,
             progress=bar.update,

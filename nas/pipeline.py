@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hw_profiles.backends import get_backend
 from hw_profiles.device import Device
 from hw_profiles.latency_table import LatencyTable
 from hw_profiles.process import prepare_process
@@ -114,6 +115,7 @@ class Pipeline:
         for text in config.profile.workloads:
             Workload.parse(text)
         prepare_process(config.profile.num_threads)
+        get_backend(config.profile.backend)
         self.folder = RunFolder(Path(config.out))
         self.folder.claim(config)
         self._started = time.monotonic()
@@ -166,7 +168,8 @@ class Pipeline:
         if not self.folder.table.exists():
             raise UserError(f"{self.folder.path} holds no latency table; run `nas profile` first")
         table = LatencyTable.load(self.folder.table)
-        table.device.require_same(Device.current(), f"the latency table {self.folder.table}")
+        here = Device.current(get_backend(table.device.backend))
+        table.device.require_same(here, f"the latency table {self.folder.table}")
         return table
 
     @cached_property
@@ -228,6 +231,7 @@ class Pipeline:
                 self.space,
                 self.workloads,
                 self.folder.table,
+                backend=self.config.profile.backend,
                 num_threads=self.config.profile.num_threads,
                 time_budget_s=self.seconds_for("profile"),
                 progress=bar.update,

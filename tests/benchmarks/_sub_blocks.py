@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from hw_profiles.runners import runner, sub_block_inputs
+from hw_profiles.targets import sub_block_inputs
 from hw_profiles.timing import Sentinel, time_interleaved
 from hw_profiles.workload import Workload
 from searchspace.specs import SubBlockSpec
@@ -40,19 +40,21 @@ def latencies_ms(
         sentinel_us: speed that latencies are stated for.
         arguments: of `add_timing_arguments`.
     """
-    generator = torch.Generator().manual_seed(arguments.seed)
+    backend, generator = EagerBackend(), torch.Generator().manual_seed(arguments.seed)
     with torch.inference_mode():
         calls = {
-            name: runner(block, sub_block_inputs(spec, workload, generator), workload)
+            name: backend.prepare(block, sub_block_inputs(spec, workload, generator), workload)
             for name, (spec, block) in blocks.items()
         }
-    timings = time_interleaved(
-        calls,
-        rounds=arguments.rounds,
-        rng=random.Random(arguments.seed),
-        sentinel=Sentinel.gemm(sentinel_us),
-        realtime=arguments.realtime,
-    )
+    with backend.clock() as clock:
+        timings = time_interleaved(
+            calls,
+            rounds=arguments.rounds,
+            rng=random.Random(arguments.seed),
+            sentinel=Sentinel(backend.sentinel(), sentinel_us),
+            realtime=arguments.realtime,
+            clock=clock,
+        )
     return {name: timing.latency_us / 1e3 for name, timing in timings.items()}
 
 

@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 
+from hw_profiles.backends.eager import EagerBackend
 from hw_profiles.process import prepare_process
-from hw_profiles.runners import build_for_timing, runner, sub_block_inputs
-from hw_profiles.timing import Sentinel, time_interleaved
+from hw_profiles.targets import build_for_timing, sub_block_inputs
+from hw_profiles.timing import measured_sentinel, time_interleaved
 from hw_profiles.workload import Workload, decode, prefill
 from nas.config import TrainConfig
 from nas.evaluation import held_out_accuracy, held_out_loss
@@ -118,7 +119,8 @@ def spec_of(mixer: str, max_tokens: int) -> MixerSpec:
 
 def add_latencies(table: Table, arguments: argparse.Namespace) -> None:
     """Add prefill and decode latencies and the bytes of the state."""
-    sentinel = Sentinel.measured()
+    backend = EagerBackend()
+    sentinel = measured_sentinel(backend)
     workloads: list[Workload] = [prefill(1, tokens) for tokens in PREFILLS]
     workloads += [decode(1, context) for context in CONTEXTS]
     for workload in workloads:
@@ -128,14 +130,16 @@ def add_latencies(table: Table, arguments: argparse.Namespace) -> None:
             spec = spec_of(name, max(workload.max_tokens, 64))
             block = build_for_timing(spec, generator)
             inputs = sub_block_inputs(spec, workload, generator)
-            calls[name] = runner(block, inputs, workload)
+            calls[name] = backend.prepare(block, inputs, workload)
         started = time.monotonic()
-        timings = time_interleaved(
-            calls,
-            rounds=arguments.rounds,
-            rng=random.Random(arguments.seed),
-            sentinel=Sentinel.gemm(sentinel.reference_us),
-        )
+        with backend.clock() as clock:
+            timings = time_interleaved(
+                calls,
+                rounds=arguments.rounds,
+                rng=random.Random(arguments.seed),
+                sentinel=sentinel,
+                clock=clock,
+            )
         for name, timing in timings.items():
             table[name][f"{workload.phase}_{workload.tokens}_ms"] = timing.latency_us / 1e3
         print(f"{workload.name}: {time.monotonic() - started:.0f} s", file=sys.stderr)

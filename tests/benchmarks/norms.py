@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from hw_profiles.backends.eager import EagerBackend
 from hw_profiles.process import prepare_process
-from hw_profiles.runners import ANY_DEPTH, build_for_timing
-from hw_profiles.timing import Sentinel
+from hw_profiles.targets import ANY_DEPTH, build_for_timing
+from hw_profiles.timing import measured_sentinel
 from hw_profiles.workload import Workload
 from searchspace.arch import Arch, LayerArch
 from searchspace.family import Family
@@ -51,7 +52,7 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns latency and ratio by workload, kind of sub-block and row."""
-    sentinel_us = Sentinel.measured(realtime=arguments.realtime).reference_us
+    sentinel_us = measured_sentinel(EagerBackend(), arguments.realtime).reference_us
     kinds: dict[str, dict[str, Block]] = {
         kind: blocks_of(kind, arguments) for kind in ("mixer", "ffn")
     }

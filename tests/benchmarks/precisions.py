@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from hw_profiles.backends.eager import EagerBackend
 from hw_profiles.memory import kept_tensors
 from hw_profiles.process import prepare_process
-from hw_profiles.runners import build_for_timing
-from hw_profiles.timing import Sentinel
+from hw_profiles.targets import build_for_timing
+from hw_profiles.timing import measured_sentinel
 from hw_profiles.workload import Workload
 from searchspace.precisions import PRECISIONS
 from searchspace.specs import FFNSpec, MixerSpec, SubBlockSpec
@@ -47,7 +48,7 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns bytes and latencies by sub-block and precision."""
-    sentinel_us = Sentinel.measured(realtime=arguments.realtime).reference_us
+    sentinel_us = measured_sentinel(EagerBackend(), arguments.realtime).reference_us
     generator = torch.Generator().manual_seed(arguments.seed)
     blocks: dict[str, Block] = {}
     for d_model in arguments.d_model:

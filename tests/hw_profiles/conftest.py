@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hw_profiles import process, subnets, timing
+from hw_profiles.backends import eager
 
 
 class FakeClock:
@@ -37,6 +38,12 @@ class FakeClock:
 
     def run_delay_ns(self) -> int:
         return self.delay_ns
+
+    def elapsed_ns(self, call: Callable[[], object], count: int) -> int:
+        start = self.now_ns()
+        for _ in range(count):
+            call()
+        return max(self.now_ns() - start, 1)
 
     def sleep(self, seconds: float) -> None:
         self.slept_s += seconds
@@ -77,7 +84,7 @@ def undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     def clock() -> Iterator[UndisturbedClock]:
         yield UndisturbedClock()
 
-    monkeypatch.setattr(timing, "system_clock", clock)
+    monkeypatch.setattr(eager, "system_clock", clock)
     monkeypatch.setattr(timing, "MIN_ROUNDS", 2)
     monkeypatch.setattr(timing, "REFERENCE_SAMPLES", 12)
     monkeypatch.setattr(subnets, "SUBNET_SAMPLE_MS", 0.05)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from hw_profiles import calibration, memory, profiler, subnets
+from hw_profiles.backends.eager import runner
 from hw_profiles.memory import MIB, kept_tensors
 from hw_profiles.profiler import measure_subnets, peak_mib, profile
-from hw_profiles.runners import build_for_timing, runner, sub_block_inputs
+from hw_profiles.targets import build_for_timing, sub_block_inputs
 from hw_profiles.workload import Workload, decode, prefill
 from searchspace.arch import LayerArch, mixer_spec
 from searchspace.errors import UserError

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from hw_profiles import calibration, profiler, subnets
+from hw_profiles.backends.eager import runner
 from hw_profiles.calibration import calibration_archs, raw_sum_us
 from hw_profiles.latency_table import INTERPOLATED, LatencyTable
 from hw_profiles.memory import MIB, TensorMemory
 from hw_profiles.profiler import measure_subnets, peak_mib, profile, without_inner_widths
-from hw_profiles.runners import build_for_timing, runner, sub_block_inputs
+from hw_profiles.targets import build_for_timing, sub_block_inputs
 from hw_profiles.workload import decode, prefill
 from searchspace.errors import UserError
 from searchspace.space import SearchSpace

@@ -1,9 +1,6 @@
-"""Turning a sub-block or a network and a workload into something to call."""
+"""The sub-blocks that are timed, and what they are timed on."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -38,29 +35,3 @@ def sub_block_inputs(
     if isinstance(spec, EndsSpec):
         return example_inputs(spec, *shape, generator)
     return torch.randn(*shape, spec.d_model, generator=generator)
-
-
-def runner(module: Any, inputs: torch.Tensor, workload: Workload) -> Callable[[], object]:
-    """Return a call that runs the workload once, again and again from the same state.
-
-    A decode step starts from a state that holds `workload.tokens` tokens; the token it adds is
-    forgotten before the next call.
-
-    Args:
-        module: a sub-block or a `Subnet`, with `init_state`.
-        inputs: activations (B, T, D), token ids (B, T) or images; T is 1 for decode.
-        workload: what to run.
-    """
-    if workload.phase == "prefill":
-        return lambda: module(inputs)
-    state = module.init_state(workload.batch, workload.max_tokens)
-    parts = state if isinstance(state, list) else [state]
-    held = [part for part in parts if part is not None]
-    context = workload.tokens
-
-    def step() -> object:
-        for part in held:
-            part.length = context
-        return module(inputs, state)
-
-    return step
