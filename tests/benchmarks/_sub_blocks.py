@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from hw_profiles.backends.eager import EagerBackend
 from hw_profiles.targets import sub_block_inputs
 from hw_profiles.timing import Sentinel, time_interleaved
 from hw_profiles.workload import Workload
