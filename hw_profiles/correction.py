@@ -1,125 +1,173 @@
-"""Fitting the affine correction of a latency table on whole networks.
+"""What turns the entries of a network's sub-blocks into the network's latency.
 
-Letters: N networks, P terms.
+A sub-block timed alone, again and again, finds its weights and its code in the caches near the
+cores. In a network it follows others: more so the larger the network is, and not to the same
+degree for every kind of operator. So the sum of the entries is scaled, by kind where that was worth
+it, and a working set that exceeds the near caches has a price.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import torch
+from numpy.typing import NDArray
 
-from hw_profiles.latency_table import Correction
+from hw_profiles.workload import Workload
+from searchspace.cost import state_bytes, weight_bytes
+from searchspace.specs import EndsSpec, FFNSpec, MixerSpec, SubBlockSpec
+from searchspace.sub_blocks import build_sub_block
 
-Floats = NDArray[np.float64]
-
-# Each further term must lower the error of left-out networks by this factor to be taken.
-WORTHWHILE = 0.93
-MIN_NETWORKS_PER_TERM = 4
-# Every network keeps at least this share of its plain sum.
-MIN_SHARE_OF_SUM = 0.5
+FloatArray = NDArray[np.float64]
 MIB = 2**20
 
-SPILL = "us_per_spilled_mib"
-FORMS = (
-    ("scale",),
-    ("scale", "per_sub_block_us"),
-    ("scale", "intercept_us"),
-    ("scale", SPILL),
-    ("scale", "per_sub_block_us", "intercept_us"),
-    ("scale", "per_sub_block_us", SPILL),
-    ("scale", SPILL, "intercept_us"),
-)
-"""Terms that are tried together."""
-CACHES_MIB = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
-"""Cache sizes that are tried; a size that no network exceeds, or all do, is left out."""
 
+@dataclass(frozen=True)
+class Spill:
+    """The price of a working set beyond a cache.
 
-def fit_correction(
-    sums_us: ArrayLike,
-    counts: ArrayLike,
-    weight_bytes: ArrayLike,
-    measured_us: ArrayLike,
-    smallest_entry_us: float,
-) -> Correction:
-    """Fit the terms of a `Correction` by relative least squares.
-
-    Of `FORMS` the one is taken whose networks, left out of the fit one by one, are predicted best.
+    It applies in full from `end_mib` on, not at all below `begin_mib`, and in proportion between.
 
     Args:
-        sums_us: sum of the table's entries of each network, shape (N,).
-        counts: number of sub-blocks of each, the ends included, shape (N,).
-        weight_bytes: of each, shape (N,).
-        measured_us: latency of each, shape (N,).
-        smallest_entry_us: a form that prices this entry at or below 0 is not taken.
+        begin_mib: largest working set that still fits.
+        end_mib: working set of which nothing is found in the cache any more.
+        us_per_mib: added for every MiB of the whole working set.
+        scale: added to the factor of every entry.
     """
-    target = np.asarray(measured_us, dtype=np.float64)
-    weight_mib = np.asarray(weight_bytes, dtype=np.float64) / MIB
-    columns = {
-        "scale": np.asarray(sums_us, dtype=np.float64),
-        "per_sub_block_us": np.asarray(counts, dtype=np.float64),
-        "intercept_us": np.ones(len(target)),
-    }
-    best = Correction(num_networks=len(target), mape=_mape(columns["scale"], target))
-    best_score = math.inf
-    for form, cache_mib in _candidates(weight_mib):
-        if len(target) < MIN_NETWORKS_PER_TERM * len(form):
-            continue
-        columns[SPILL] = np.maximum(weight_mib - cache_mib, 0.0)
-        matrix = np.stack([columns[name] for name in form], axis=1)
-        weights = _relative_least_squares(matrix, target)
-        terms = dict(zip(form, weights, strict=True))
-        fit = Correction(
-            **terms,
-            cache_mib=cache_mib,
-            mape=left_out_error(matrix, target),
-            num_networks=len(target),
+
+    begin_mib: float
+    end_mib: float
+    us_per_mib: float
+    scale: float
+
+    def share(self, working_set_mib: FloatArray) -> FloatArray:
+        """Return the part of the price that applies, 0 to 1."""
+        width_mib = self.end_mib - self.begin_mib
+        return np.clip((working_set_mib - self.begin_mib) / width_mib, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What turns a sum of entries into a network's latency, for one workload.
+
+    Args:
+        scale: factor of every entry.
+        per_sub_block_us: added for every sub-block, the ends included.
+        intercept_us: added once; may be below 0.
+        scales: added to `scale` for sub-blocks that have a trait, see `traits`.
+        spills: prices of large working sets.
+        mape: mean absolute error in percent of networks left out of the fit one by one; NaN when
+            nothing was fitted.
+        error_90: nine in ten networks left out were predicted to within this factor minus 1; NaN
+            when nothing was fitted.
+        num_networks: whole networks in the fit; 0 means none.
+        arch_ids: which they were.
+    """
+
+    scale: float = 1.0
+    per_sub_block_us: float = 0.0
+    intercept_us: float = 0.0
+    scales: Mapping[str, float] = field(default_factory=dict)
+    spills: tuple[Spill, ...] = ()
+    mape: float = math.nan
+    error_90: float = math.nan
+    num_networks: int = 0
+    arch_ids: tuple[str, ...] = ()
+
+    def sub_block_us(self, spec: SubBlockSpec, entry_us: float) -> float:
+        """Return what a sub-block adds to every network it is in."""
+        scale = self.scale + sum(self.scales.get(trait, 0.0) for trait in traits(spec))
+        return scale * entry_us + self.per_sub_block_us
+
+    def network_us(self, entries_us: FloatArray, working_set_mib: FloatArray) -> FloatArray:
+        """Return what is added once for networks with these sums of entries and working sets."""
+        total = np.full_like(entries_us, self.intercept_us)
+        for spill in self.spills:
+            price = spill.us_per_mib * working_set_mib + spill.scale * entries_us
+            total += spill.share(working_set_mib) * price
+        return total
+
+    def interval(self, latency_ms: float) -> tuple[float, float]:
+        """Return the bounds that nine in ten networks predicted at `latency_ms` are within."""
+        return latency_ms / (1.0 + self.error_90), latency_ms * (1.0 + self.error_90)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-ready form."""
+        values = {**asdict(self), "scales": dict(self.scales), "arch_ids": list(self.arch_ids)}
+        for name in ("mape", "error_90"):
+            values[name] = None if math.isnan(values[name]) else values[name]
+        return {**values, "spills": [asdict(spill) for spill in self.spills]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Correction:
+        """Build from `to_dict`'s form.
+
+        Raises:
+            ValueError: for a field of the wrong type or range.
+        """
+        floats = ("scale", "per_sub_block_us", "intercept_us")
+        numbers = {name: _number(name, values[name]) for name in floats}
+        errors = {
+            name: math.nan if values[name] is None else _number(name, values[name])
+            for name in ("mape", "error_90")
+        }
+        spills = tuple(
+            Spill(**{name: _number(name, item[name]) for name in Spill.__dataclass_fields__})
+            for item in values["spills"]
         )
-        fair = bool((matrix @ np.array(weights) >= MIN_SHARE_OF_SUM * columns["scale"]).all())
-        score = fit.mape * WORTHWHILE ** -len(form)
-        if score < best_score and fair and _plausible(fit, smallest_entry_us):
-            best, best_score = fit, score
-    return best
+        if any(spill.end_mib <= spill.begin_mib for spill in spills):
+            raise ValueError("a spill ends before it begins")
+        if numbers["scale"] <= 0:
+            raise ValueError(f"scale={numbers['scale']!r}")
+        if not isinstance(values["num_networks"], int):
+            raise ValueError(f"num_networks={values['num_networks']!r} is no int")
+        scales = {str(trait): _number(trait, value) for trait, value in values["scales"].items()}
+        return cls(
+            **numbers,
+            **errors,
+            scales=scales,
+            spills=spills,
+            num_networks=values["num_networks"],
+            arch_ids=tuple(map(str, values["arch_ids"])),
+        )
 
 
-def _candidates(weight_mib: Floats) -> Iterator[tuple[tuple[str, ...], float]]:
-    """Yield every form, with every sensible cache size where the form has the term."""
-    for form in FORMS:
-        if SPILL not in form:
-            yield form, 0.0
-            continue
-        for cache_mib in CACHES_MIB:
-            if 2 <= int((weight_mib > cache_mib).sum()) <= len(weight_mib) - 2:
-                yield form, cache_mib
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name}={value!r} is no finite number")
+    return float(value)
 
 
-def _plausible(fit: Correction, smallest_entry_us: float) -> bool:
-    """Return whether no term prices a part of a network at nothing or less."""
-    return (
-        fit.scale > 0
-        and fit.us_per_spilled_mib >= 0
-        and fit.scale * smallest_entry_us + fit.per_sub_block_us > 0
-    )
+def traits(spec: SubBlockSpec) -> tuple[str, ...]:
+    """Return what sub-blocks may have in common that makes them cost more or less in a network."""
+    if isinstance(spec, EndsSpec):
+        return ("ends",)
+    if isinstance(spec, FFNSpec):
+        return (f"ffn {spec.ffn}", spec.precision, spec.norm)
+    return (f"mixer {spec.mixer}", spec.precision, spec.norm, spec.position)
 
 
-def left_out_error(columns_NP: Floats, target: Floats) -> float:
-    """Return the mean absolute percentage error of each network predicted from the others."""
-    predictions = np.empty_like(target)
-    for row in range(len(target)):
-        rest = np.arange(len(target)) != row
-        weights = _relative_least_squares(columns_NP[rest], target[rest])
-        predictions[row] = columns_NP[row] @ np.array(weights)
-    return _mape(predictions, target)
+@functools.cache
+def working_set_bytes(spec: SubBlockSpec, workload: Workload) -> int:
+    """Return the bytes of weights and state that one pass of a workload reads.
 
-
-def _relative_least_squares(columns_NP: Floats, target: Floats) -> list[float]:
-    """Minimise the squared relative error; absolute errors would only follow large networks."""
-    scaled = columns_NP / target[:, None]
-    weights, *_ = np.linalg.lstsq(scaled, np.ones(len(target)), rcond=None)
-    return [float(weight) for weight in weights]
-
-
-def _mape(predicted: Floats, measured: Floats) -> float:
-    return float(np.mean(np.abs(predicted / measured - 1.0)) * 100)
+    Of an embedding only the rows of the tokens count.
+    """
+    if isinstance(spec, EndsSpec):
+        with torch.device("meta"):
+            ends = build_sub_block(spec)
+        unread = 0
+        for name, parameter in ends.named_parameters():
+            if name == "embedding":
+                rows = min(len(parameter), workload.batch * workload.new_tokens)
+                unread = parameter[rows:].numel() * parameter.element_size()
+        return weight_bytes(spec) - unread
+    total = weight_bytes(spec)
+    if workload.phase == "decode" and isinstance(spec, MixerSpec) and not spec.kv_shared:
+        total += state_bytes(spec, workload.batch, workload.max_tokens)
+    return total

@@ -1,39 +1,37 @@
 """`LatencyTable`: measured sub-block latencies of one device, and what networks made of them cost.
 
-A network's latency is the scaled sum of its sub-blocks' entries, plus a constant for each, plus an
-intercept, plus a price for the weights that exceed the caches near the cores: a sub-block timed
-alone keeps its weights there, a large network cannot. The few constants are fitted on whole
-networks that are timed together with the table.
+A network's latency is the sum of its sub-blocks' entries with a `Correction`, whose few constants
+are fitted on whole networks that are timed together with the table.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hw_profiles._merge import merge
+from hw_profiles._table_file import WHAT, file_state, is_intact, read_values, write_values
+from hw_profiles.correction import MIB, Correction, working_set_bytes
 from hw_profiles.device import Device
+from hw_profiles.locking import file_lock
+from hw_profiles.roofline import Roofline
 from hw_profiles.workload import Workload
 from searchspace.arch import Arch
-from searchspace.cost import CostTable, arch_cost, weight_bytes
+from searchspace.cost import CostTable
 from searchspace.errors import UserError
-from searchspace.files import read_json, write_json
 from searchspace.space import SearchSpace
 from searchspace.specs import SubBlockSpec
 
 FloatArray = NDArray[np.float64]
 
-FORMAT = "hwnas-latency-table"
-VERSION = 2
-WHAT = "latency table"
-MIB = 2**20
-MEASURED, INTERPOLATED = "measured", "interpolated"
+MEASURED, INTERPOLATED, PRIOR = "measured", "interpolated", "prior"
 _FFN_KEY = re.compile(r"(?P<head>ffn/.*/f)(?P<width>\d+)(?P<tail>/.*)")
 
 
@@ -50,7 +48,7 @@ class Entry:
         reliable: False when too few did.
         implementation: the class that was timed.
         measured_at: ISO 8601 time, UTC.
-        source: ``"measured"`` or ``"interpolated"``.
+        source: ``"measured"``, ``"interpolated"`` or ``"prior"``: of the calibrated roofline.
     """
 
     ratio: float
@@ -63,59 +61,52 @@ class Entry:
     measured_at: str
     source: str = MEASURED
 
-
-@dataclass(frozen=True)
-class Correction:
-    """What turns a sum of entries into a network's latency, for one workload.
-
-    Args:
-        scale: factor of every entry.
-        per_sub_block_us: added for every sub-block, the ends included.
-        us_per_spilled_mib: added for every MiB of weights beyond `cache_mib`.
-        cache_mib: weights that stay near the cores from one pass to the next.
-        intercept_us: added once; may be below 0.
-        mape: mean absolute error in percent of networks left out of the fit one by one; NaN when
-            nothing was fitted.
-        num_networks: whole networks in the fit; 0 means none.
-    """
-
-    scale: float = 1.0
-    per_sub_block_us: float = 0.0
-    us_per_spilled_mib: float = 0.0
-    cache_mib: float = 0.0
-    intercept_us: float = 0.0
-    mape: float = math.nan
-    num_networks: int = 0
-
-    def network_us(self, weight_bytes: FloatArray) -> FloatArray:
-        """Return what is added once for a network of this many bytes of weights."""
-        spilled_mib = np.maximum(weight_bytes / MIB - self.cache_mib, 0.0)
-        return self.intercept_us + self.us_per_spilled_mib * spilled_mib
+    @classmethod
+    def predicted(cls, latency_us: float, sentinel_us: float, source: str = PRIOR) -> Entry:
+        """Return an entry that nothing was measured for."""
+        return cls(
+            ratio=latency_us / sentinel_us,
+            latency_us=latency_us,
+            spread=0.0,
+            num_samples=0,
+            kept_fraction=0.0,
+            reliable=False,
+            implementation="",
+            measured_at="",
+            source=source,
+        )
 
 
-class LatencyCosts(CostTable):
+class LatencyCosts:
     """Latencies of many genotypes of a space at once.
 
     Args:
         space: the search space.
-        sub_block_us: corrected latency of a sub-block.
+        entry_us: entry of a sub-block.
         correction: of the workload.
+        workload: what is priced.
     """
 
     def __init__(
         self,
         space: SearchSpace,
-        sub_block_us: Callable[[SubBlockSpec], float],
+        entry_us: Callable[[SubBlockSpec], float],
         correction: Correction,
+        workload: Workload,
     ) -> None:
-        super().__init__(space, sub_block_us)
-        self._weights = CostTable(space, weight_bytes)
+        def parts(spec: SubBlockSpec) -> tuple[float, float, float]:
+            plain_us = entry_us(spec)
+            mib = working_set_bytes(spec, workload) / MIB
+            return correction.sub_block_us(spec, plain_us), plain_us, mib
+
+        self._parts = CostTable(space, parts)
         self._correction = correction
 
     def of(self, genotypes: NDArray[np.int64]) -> FloatArray:
         """Return the latency in ms of each row of canonical `genotypes` (n, genes), shape (n,)."""
-        network_us = self._correction.network_us(self._weights.of(genotypes))
-        return np.asarray((super().of(genotypes) + network_us) / 1e3)
+        parts = self._parts.of(genotypes)
+        network_us = self._correction.network_us(parts[:, 1], parts[:, 2])
+        return np.asarray((parts[:, 0] + network_us) / 1e3)
 
 
 @dataclass
@@ -128,6 +119,9 @@ class LatencyTable:
         sentinel_us: what the sentinel takes on the device; latencies are stated for that speed.
         entries: by (workload name, sub-block key).
         corrections: by workload name.
+        spaces: search spaces that it was measured for.
+        foreign: whether it is used for a device that networks are not run on here.
+        roofline: the device's peak rates.
     """
 
     device: Device
@@ -135,10 +129,14 @@ class LatencyTable:
     sentinel_us: float
     entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
     corrections: dict[str, Correction] = field(default_factory=dict)
+    spaces: tuple[SearchSpace, ...] = ()
+    foreign: bool = False
+    roofline: Roofline | None = None
     _by_width: dict[tuple[str, str, str], dict[int, Entry]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     _indexed: int = field(default=0, init=False, repr=False, compare=False)
+    _written: tuple[int, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     def entry(self, workload: Workload, key: str) -> Entry:
         """Return a sub-block's entry, interpolated along the FFN width where it must be.
@@ -148,13 +146,19 @@ class LatencyTable:
                 were.
         """
         found = self.entries.get((workload.name, key))
-        found = found or self._interpolated(workload.name, key)
+        if found is None or found.source == PRIOR:
+            found = self._interpolated(workload.name, key) or found
         if found is None:
             raise UserError(
                 f"the latency table has no entry {key!r} for workload {workload.name}; run "
                 "`nas profile` with the same search space and workloads to add it"
             )
         return found
+
+    def enter(self, workload: Workload, key: str, entry: Entry) -> None:
+        """Add an entry, or put it in the place of an older one."""
+        self.entries[workload.name, key] = entry
+        self._indexed = -1
 
     def _interpolated(self, workload: str, key: str) -> Entry | None:
         match = _FFN_KEY.fullmatch(key)
@@ -169,11 +173,11 @@ class LatencyTable:
         return _between(measured[below], measured[above], (width - below) / (above - below))
 
     def _widths(self) -> dict[tuple[str, str, str], dict[int, Entry]]:
-        """Return FFN entries by what they have in common, then by width."""
+        """Return measured FFN entries by what they have in common, then by width."""
         if self._indexed != len(self.entries):
             self._by_width.clear()
             for (workload, key), entry in self.entries.items():
-                if match := _FFN_KEY.fullmatch(key):
+                if entry.source == MEASURED and (match := _FFN_KEY.fullmatch(key)):
                     family = self._by_width.setdefault((workload, match["head"], match["tail"]), {})
                     family[int(match["width"])] = entry
             self._indexed = len(self.entries)
@@ -183,18 +187,6 @@ class LatencyTable:
         """Return the affine correction; the identity where none was fitted."""
         return self.corrections.get(workload.name, Correction())
 
-    def sub_block_us(self, workload: Workload, keys: Iterable[str]) -> FloatArray:
-        """Return the corrected latency of each key.
-
-        A network's latency is their sum and `Correction.network_us`.
-
-        Raises:
-            UserError: naming a key that was not measured.
-        """
-        fit = self.correction(workload)
-        measured_us = [self.entry(workload, key).latency_us for key in keys]
-        return fit.scale * np.array(measured_us, dtype=np.float64) + fit.per_sub_block_us
-
     def costs_ms(self, space: SearchSpace, workload: Workload) -> LatencyCosts:
         """Return the latency of every choice of a space, to price many genotypes at once.
 
@@ -203,8 +195,9 @@ class LatencyTable:
         """
         return LatencyCosts(
             space,
-            lambda spec: float(self.sub_block_us(workload, [spec.key])[0]),
+            lambda spec: self.entry(workload, spec.key).latency_us,
             self.correction(workload),
+            workload,
         )
 
     def breakdown(self, arch: Arch, workload: Workload) -> list[tuple[str, float]]:
@@ -213,70 +206,152 @@ class LatencyTable:
         Raises:
             UserError: naming a key that was not measured.
         """
-        keys = [spec.key for spec in arch.sub_blocks()]
-        parts_ms = self.sub_block_us(workload, keys) / 1e3
-        weights = np.array(arch_cost(arch, weight_bytes))
-        once_ms = float(self.correction(workload).network_us(weights)) / 1e3
-        return [*zip(keys, parts_ms.tolist(), strict=True), ("whole network", once_ms)]
+        fit, specs = self.correction(workload), arch.sub_blocks()
+        entries_us = [self.entry(workload, spec.key).latency_us for spec in specs]
+        parts = [
+            (spec.key, fit.sub_block_us(spec, entry_us) / 1e3)
+            for spec, entry_us in zip(specs, entries_us, strict=True)
+        ]
+        mib = sum(working_set_bytes(spec, workload) for spec in specs) / MIB
+        once_us = fit.network_us(np.array([math.fsum(entries_us)]), np.array([mib]))
+        return [*parts, ("whole network", float(once_us[0]) / 1e3)]
 
-    def latency_ms(self, arch: Arch, workload: Workload) -> float:
-        """Return the predicted latency of a whole network.
+    @overload
+    def latency_ms(self, network: Arch, workload: Workload) -> float: ...
+
+    @overload
+    def latency_ms(
+        self, network: NDArray[np.int64], workload: Workload, space: SearchSpace | None = None
+    ) -> FloatArray: ...
+
+    def latency_ms(
+        self,
+        network: Arch | NDArray[np.int64],
+        workload: Workload,
+        space: SearchSpace | None = None,
+    ) -> float | FloatArray:
+        """Return the predicted latency of a whole network, or of many.
+
+        Args:
+            network: an arch, or canonical genotypes (n, genes).
+            workload: what is run.
+            space: of the genotypes; None is the only space the table was measured for. Who asks
+                more than once keeps `costs_ms`.
+
+        Returns:
+            Milliseconds; of genotypes shape (n,).
 
         Raises:
-            UserError: naming a key that was not measured.
+            UserError: naming a key that was not measured, or when the space is not clear.
         """
-        return math.fsum(part_ms for _, part_ms in self.breakdown(arch, workload))
+        if isinstance(network, Arch):
+            return math.fsum(part_ms for _, part_ms in self.breakdown(network, workload))
+        if space is None and len(self.spaces) != 1:
+            raise UserError(
+                f"the latency table was measured for {len(self.spaces)} search spaces; give the "
+                "space of the genotypes"
+            )
+        return self.costs_ms(space or self.spaces[0], workload).of(network)
 
-    def save(self, path: Path) -> None:
+    def interval_ms(self, arch: Arch, workload: Workload) -> tuple[float, float]:
+        """Return bounds of a network's latency that hold for nine networks in ten.
+
+        Raises:
+            UserError: naming a key that was not measured, or when nothing was fitted.
+        """
+        fit = self.correction(workload)
+        if math.isnan(fit.error_90):
+            raise UserError(
+                f"the latency table has no correction for workload {workload.name}, so nothing is "
+                "known about its error; run `nas profile` to measure whole networks"
+            )
+        return fit.interval(self.latency_ms(arch, workload))
+
+    @property
+    def measured_on(self) -> str:
+        """What it was measured on, in words."""
+        device = self.device
+        hardware = device.accelerator or device.cpu
+        threads = f"{device.num_threads} thread{'s' if device.num_threads > 1 else ''}"
+        return f"{hardware}, {threads}, {device.backend}, torch {device.torch}"
+
+    @property
+    def measured_at(self) -> str:
+        """When its newest entry was measured, ISO 8601 in UTC; empty when there is none."""
+        return max((entry.measured_at for entry in self.entries.values()), default="")
+
+    def save(self, path: Path, *, keep_others: bool = True) -> None:
         """Write the table; whoever reads meanwhile sees the old one or the new one.
+
+        Args:
+            path: the file; gzipped when its name ends in ``.gz``.
+            keep_others: add what another process has meanwhile measured on this device and written
+                there, to the file and to this table: of two entries of a sub-block the newer is
+                kept, and this table's corrections.
 
         Raises:
             UserError: when the folder cannot be written to.
         """
+        with file_lock(path):
+            # What we wrote ourselves need not be read again.
+            if keep_others and file_state(path) not in (None, self._written):
+                self._take_over(path)
+            write_values(path, self.to_dict())
+            self._written = file_state(path)
+
+    def _take_over(self, path: Path) -> None:
+        try:
+            others = LatencyTable.load(path)
+        except UserError:
+            return
+        if not others.device.difference(self.device) and others.foreign == self.foreign:
+            merge(self, others)
+            self._indexed = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-ready form that `save` writes."""
         by_workload: dict[str, dict[str, Any]] = {item.name: {} for item in self.workloads}
         for (workload, key), entry in self.entries.items():
             by_workload.setdefault(workload, {})[key] = asdict(entry)
-        corrections = {name: asdict(fit) for name, fit in self.corrections.items()}
-        for values in corrections.values():
-            values["mape"] = None if math.isnan(values["mape"]) else values["mape"]
-        write_json(
-            path,
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "device": self.device.to_dict(),
-                "device_id": self.device.id,
-                "sentinel_us": self.sentinel_us,
-                "workloads": [item.name for item in self.workloads],
-                "corrections": corrections,
-                "entries": by_workload,
-            },
-        )
+        return {
+            "measured_on": self.measured_on,
+            "measured_at": self.measured_at,
+            "device": self.device.to_dict(),
+            "device_id": self.device.id,
+            "foreign": self.foreign,
+            "spaces": [
+                {"vocab_size": space.vocab_size, **space.to_dict()} for space in self.spaces
+            ],
+            "sentinel_us": self.sentinel_us,
+            "roofline": None if self.roofline is None else self.roofline.to_dict(),
+            "workloads": [item.name for item in self.workloads],
+            "corrections": {name: fit.to_dict() for name, fit in self.corrections.items()},
+            "entries": by_workload,
+        }
 
     @classmethod
     def load(cls, path: Path) -> LatencyTable:
         """Read a table.
 
         Raises:
-            UserError: when the file is absent, truncated, foreign, or of another version.
+            UserError: when the file is absent, truncated, damaged, foreign, or of another version.
         """
-        values = read_json(path, WHAT)
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise UserError(f"{path} is no {WHAT}: it is of another kind; run `nas profile`")
-        if values.get("version") != VERSION:
-            raise UserError(
-                f"{path} is a {WHAT} of version {values.get('version')}, this program reads "
-                f"version {VERSION}; delete it and run `nas profile`"
-            )
+        values = read_values(path)
+        intact = is_intact(values)
         try:
-            return cls._from_dict(values)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            table = cls._from_dict(values)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            state = "that this version cannot use" if intact else "that is damaged"
+            reason = str(error) if isinstance(error, UserError) else repr(error)
             raise UserError(
-                f"{path} is a damaged {WHAT} ({type(error).__name__}: {error}); delete it and run "
-                "`nas profile`"
+                f"{path} is a {WHAT} {state} ({reason}); delete it and run `nas profile`"
             ) from None
+        if not intact:
+            raise UserError(
+                f"{path} is a {WHAT} that is damaged (its checksum differs); delete it and run "
+                "`nas profile`"
+            )
+        return table
 
     @classmethod
     def _from_dict(cls, values: Mapping[str, Any]) -> LatencyTable:
@@ -285,23 +360,32 @@ class LatencyTable:
             for workload, by_key in values["entries"].items()
             for key, entry in by_key.items()
         }
-        corrections = {}
-        for name, fit in values["corrections"].items():
-            given = {**fit, "mape": math.nan if fit["mape"] is None else fit["mape"]}
-            corrections[name] = _positive(_build(Correction, given), "scale")
+        corrections = {
+            name: Correction.from_dict(fit) for name, fit in values["corrections"].items()
+        }
         sentinel_us = values["sentinel_us"]
         if not isinstance(sentinel_us, float) or not 0 < sentinel_us < math.inf:
             raise ValueError(f"sentinel_us={sentinel_us!r}")
+        if not isinstance(values["foreign"], bool):
+            raise ValueError(f"foreign={values['foreign']!r}")
+        roofline = values["roofline"]
         return cls(
             device=Device.from_dict(values["device"]),
             workloads=tuple(Workload.parse(name) for name in values["workloads"]),
             sentinel_us=sentinel_us,
             entries=entries,
             corrections=corrections,
+            spaces=tuple(
+                SearchSpace.from_dict(
+                    {k: v for k, v in item.items() if k != "vocab_size"}, item["vocab_size"]
+                )
+                for item in values["spaces"]
+            ),
+            foreign=values["foreign"],
+            roofline=None if roofline is None else Roofline.from_dict(roofline),
         )
 
 
-_Record = TypeVar("_Record", Entry, Correction)
 _KINDS: dict[str, tuple[type, ...]] = {
     "float": (int, float),
     "int": (int,),
@@ -310,7 +394,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def _build(kind: type[_Record], values: Mapping[str, Any]) -> _Record:
+def _build(kind: type[Entry], values: Mapping[str, Any]) -> Entry:
     """Build a record whose fields all have their types."""
     for item in fields(kind):
         value = values[item.name]
@@ -319,7 +403,7 @@ def _build(kind: type[_Record], values: Mapping[str, Any]) -> _Record:
     return kind(**values)
 
 
-def _positive(record: _Record, *names: str) -> _Record:
+def _positive(record: Entry, *names: str) -> Entry:
     for name in names:
         value = getattr(record, name)
         if not 0 < value < math.inf:

@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-from torch import nn
-
+from hw_profiles._merge import joined as joined_spaces
 from hw_profiles.backends import Backend, get_backend
 from hw_profiles.calibration import calibrate
 from hw_profiles.device import Device
-from hw_profiles.latency_table import Entry, LatencyTable
-from hw_profiles.memory import peak_mib as peak_mib
+from hw_profiles.filling import Filling
+from hw_profiles.latency_table import MEASURED, PRIOR, Entry, LatencyTable
+from hw_profiles.locking import one_profiler
+from hw_profiles.planning import by_information
 from hw_profiles.process import prepare_process
-from hw_profiles.samples import Timing
-from hw_profiles.subnets import measure_subnets as measure_subnets
-from hw_profiles.targets import build_for_timing, sub_block_inputs
-from hw_profiles.timing import Sentinel, measured_sentinel, time_interleaved
+from hw_profiles.roofline import CalibratedPrior, Roofline, measure_peaks, suspicious
+from hw_profiles.samples import TooBusyError
+from hw_profiles.timing import measured_sentinel
 from hw_profiles.workload import Workload
 from searchspace.errors import UserError
 from searchspace.space import SearchSpace
-from searchspace.specs import FFNSpec, SubBlockSpec
+from searchspace.specs import EndsSpec, FFNSpec, SubBlockSpec
 
 Progress = Callable[[float, str], None]
 
-GROUP_SIZE = 48
-"""Sub-blocks timed in one session: a round is short against the drift of the clock, all rounds
-together are long against the moods of other programs."""
-ROUNDS = 24
-SUB_BLOCK_ERROR = 0.02
-"""Relative standard error at which a group of sub-blocks is done; errors average out in sums."""
-CALIBRATION_SHARE = 0.25
-"""Share of the time budget that whole networks get."""
-
-TOLERATED_OVERRUN = 1.1
+ENTRIES_SHARE = 0.5
+"""Share of the time budget that sub-blocks get, whole networks have the rest: they cost as much,
+and say how sub-blocks behave together."""
 TOLERATED_MAPE = 10.0
 """Error of left-out networks, in percent, above which the machine is called busy."""
+PRIOR_EXAMPLES = 160
+"""Measured entries that the prior is calibrated on; each costs some milliseconds."""
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +51,10 @@ def profile(
 ) -> LatencyTable:
     """Measure every sub-block a space can reach, and calibrate on whole networks.
 
-    The table is written after each group of sub-blocks. The same call goes on from there; what the
-    table at `path` already holds is not measured again.
+    The most informative sub-blocks come first, all get a few rounds before any gets more, and the
+    table is written after every session: it can be stopped at any time, and the same call goes on.
+    What the time does not suffice for is filled by interpolation along FFN widths and by a
+    calibrated roofline, and marked so.
 
     Args:
         space: whose sub-blocks are measured.
@@ -69,54 +62,61 @@ def profile(
         path: the table's file, which may exist already.
         backend: how sub-blocks are run, a name in `BACKENDS`.
         num_threads: threads of one operator; None takes what is set, or every processor.
-        time_budget_s: time to aim at. Rounds are saved first; then inner FFN widths are left to
-            interpolation; what still cannot be saved is said in the log and taken.
+        time_budget_s: time to aim at; None takes what it needs.
         progress: called with the share that is done (0 to 1) and a text.
         seed: of random weights and of the timing order.
         realtime: use real-time scheduling.
 
     Raises:
-        UserError: when the file is of another device, damaged or cannot be written, or the machine
-            is too busy to time anything.
+        UserError: when the file is of another device, damaged, in use by another profiler or cannot
+            be written; or the backend cannot be used, or cannot run a sub-block of the space.
+        TooBusyError: when the machine is too busy to time anything.
     """
     prepare_process(num_threads)
-    began = time.monotonic()
+    began, report = time.monotonic(), progress or (lambda done, text: None)
     runs_on = get_backend(backend)
-    table = open_table(path, workloads, runs_on, realtime)
-    report = progress or (lambda done, text: None)
-    if finished(table, space, workloads):
-        return table
-    session = _Filling(table, path, runs_on, tuple(workloads), seed, realtime, report)
-    session.measure(space.sub_blocks(), _share(time_budget_s, 1 - CALIBRATION_SHARE))
-    left_s = None if time_budget_s is None else time_budget_s - (time.monotonic() - began)
-    calibrate(
-        table,
-        space,
-        workloads,
-        seed=seed,
-        time_budget_s=left_s,
-        realtime=realtime,
-        progress=lambda done, text: report(1 - CALIBRATION_SHARE * (1 - done), text),
-    )
-    table.save(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with one_profiler(path):
+        table = open_table(path, workloads, runs_on, realtime)
+        table.spaces = joined_spaces(table.spaces, space)
+        if finished(table, space, workloads):
+            return table
+        if table.roofline is None:
+            table.roofline = Roofline(measure_peaks(runs_on, reference_us=table.sentinel_us))
+        specs = by_information(space, space.sub_blocks(), seed)
+        share = 0.0 if complete(table, space, workloads) else ENTRIES_SHARE
+        if share:
+            Filling(table, path, runs_on, tuple(workloads), seed, realtime).measure(
+                specs,
+                None if time_budget_s is None else time_budget_s * share,
+                lambda done, text: report(share * done, text),
+            )
+        fill_from_prior(table, specs, workloads)
+        left_s = None if time_budget_s is None else time_budget_s - (time.monotonic() - began)
+        calibrate(
+            table,
+            space,
+            workloads,
+            seed=seed,
+            time_budget_s=left_s,
+            realtime=realtime,
+            progress=lambda done, text: report(share + (1 - share) * done, text),
+        )
+        table.save(path)
     _say_too_busy(table, workloads)
     report(1.0, "table ready")
     return table
 
 
+def complete(table: LatencyTable, space: SearchSpace, workloads: Sequence[Workload]) -> bool:
+    """Return whether every sub-block of a space was measured or lies between two that were."""
+    return not _missing(table, space.sub_blocks(), workloads)
+
+
 def finished(table: LatencyTable, space: SearchSpace, workloads: Sequence[Workload]) -> bool:
     """Return whether a table prices every network of a space, correction included."""
-    try:
-        for workload in workloads:
-            for spec in space.sub_blocks():
-                table.entry(workload, spec.key)
-    except UserError:
-        return False
-    return all(workload.name in table.corrections for workload in workloads)
-
-
-def _share(seconds: float | None, share: float) -> float | None:
-    return None if seconds is None else seconds * share
+    corrected = all(workload.name in table.corrections for workload in workloads)
+    return corrected and complete(table, space, workloads)
 
 
 def open_table(
@@ -138,140 +138,87 @@ def open_table(
     return table
 
 
-@dataclass
-class _Filling:
-    """Fills a table, group by group."""
-
-    table: LatencyTable
-    path: Path
-    backend: Backend
-    workloads: tuple[Workload, ...]
-    seed: int
-    realtime: bool
-    report: Progress
-
-    def measure(self, specs: Sequence[SubBlockSpec], time_budget_s: float | None) -> None:
-        """Measure what is missing."""
-        start, done = time.monotonic(), 0
-        todo, essential = self._missing(specs)
-        total = len(todo)
-        while todo:
-            group, todo = todo[:GROUP_SIZE], todo[GROUP_SIZE:]
-            left_s = None
-            if time_budget_s is not None:
-                left_s = time_budget_s - (time.monotonic() - start)
-                left_s = max(left_s, 0.0) * len(group) / (len(group) + len(todo))
-            self._measure_group(group, left_s)
-            done += len(group)
-            needed_s = (time.monotonic() - start) * (1 + len(todo) / done)
-            if time_budget_s is not None and needed_s > TOLERATED_OVERRUN * time_budget_s:
-                before = len(todo)
-                todo = [spec for spec in todo if spec in essential]
-                if len(todo) < before:
-                    _say_too_slow(time_budget_s, needed_s)
-            self.report((1 - CALIBRATION_SHARE) * (1 - len(todo) / total), f"{total} sub-blocks")
-
-    def _missing(
-        self, specs: Sequence[SubBlockSpec]
-    ) -> tuple[list[SubBlockSpec], set[SubBlockSpec]]:
-        """Return the specs that lack an entry, and which of them no interpolation can replace.
-
-        They are shuffled, so that a mood of the machine does not hit one kind of sub-block; what
-        cannot be interpolated comes first.
-        """
-        essential = set(without_inner_widths(specs))
-        lacking = [
-            spec
-            for spec in specs
-            if any((item.name, spec.key) not in self.table.entries for item in self.workloads)
-        ]
-        random.Random(self.seed).shuffle(lacking)
-        return sorted(lacking, key=lambda spec: spec not in essential), essential
-
-    def _measure_group(self, group: Sequence[SubBlockSpec], time_budget_s: float | None) -> None:
-        began = time.monotonic()
-        generator = torch.Generator().manual_seed(self.seed)
-        blocks = {spec: build_for_timing(spec, generator) for spec in group}
-        for index, workload in enumerate(self.workloads):
-            left_s = None if time_budget_s is None else time_budget_s + began - time.monotonic()
-            targets = {
-                spec.key: self.backend.prepare(
-                    block, sub_block_inputs(spec, workload, generator), workload
-                )
-                for spec, block in blocks.items()
-                if (workload.name, spec.key) not in self.table.entries
-            }
-            with self.backend.clock() as clock:
-                timings = time_interleaved(
-                    targets,
-                    rounds=ROUNDS,
-                    rng=random.Random(self.seed),
-                    sentinel=Sentinel(self.backend.sentinel(), self.table.sentinel_us),
-                    time_budget_s=_share(left_s, 1 / (len(self.workloads) - index)),
-                    target_error=SUB_BLOCK_ERROR,
-                    realtime=self.realtime,
-                    clock=clock,
-                )
-            for spec in group:
-                if spec.key in timings:
-                    entry = to_entry(timings[spec.key], blocks[spec])
-                    self.table.entries[workload.name, spec.key] = entry
-        self.table.save(self.path)
+def _missing(
+    table: LatencyTable, specs: Sequence[SubBlockSpec], workloads: Sequence[Workload]
+) -> list[tuple[Workload, SubBlockSpec]]:
+    """Return what is neither measured nor between two measured widths."""
+    missing = []
+    for workload in workloads:
+        for spec in specs:
+            try:
+                lacks = table.entry(workload, spec.key).source == PRIOR
+            except UserError:
+                lacks = True
+            if lacks:
+                missing.append((workload, spec))
+    return missing
 
 
-def _say_too_slow(time_budget_s: float, needed_s: float) -> None:
-    log.warning(
-        "all sub-blocks would take about %.0f s, not %.0f s: inner FFN widths are interpolated",
-        needed_s,
-        time_budget_s,
-    )
+def fill_from_prior(
+    table: LatencyTable, specs: Sequence[SubBlockSpec], workloads: Sequence[Workload]
+) -> None:
+    """Enter a calibrated roofline for what is missing, and say which entries look wrong.
+
+    Raises:
+        TooBusyError: when nothing at all was measured.
+    """
+    names = {w.name for w in workloads}
+    measured = {
+        name: entry.latency_us
+        for name, entry in table.entries.items()
+        if entry.source == MEASURED and name[0] in names
+    }
+    if not measured:
+        raise TooBusyError(
+            "the machine is too busy to time anything: every sample of every sub-block was "
+            "disturbed; stop other programs, use fewer threads or real-time scheduling, and run "
+            "the same command again"
+        )
+    assert table.roofline is not None
+    known = {key for _, key in measured}
+    chosen = _examples([spec for spec in specs if spec.key in known])
+    keys = {spec.key for spec in chosen}
+    examples = {name: us for name, us in measured.items() if name[1] in keys}
+    prior = CalibratedPrior.fit(examples, chosen, table.roofline)
+    for sentence in suspicious(examples, prior):
+        log.warning("%s", sentence)
+    missing = _missing(table, specs, workloads)
+    for workload in workloads:
+        lacking = [spec for item, spec in missing if item == workload]
+        if not lacking:
+            continue
+        log.warning(
+            "%s: %d of %d sub-blocks are not measured yet and priced by a calibrated roofline; the "
+            "same command with more time measures them",
+            workload.name,
+            len(lacking),
+            len(specs),
+        )
+        for spec, us in zip(lacking, prior.predict_us(lacking, workload).tolist(), strict=True):
+            table.enter(workload, spec.key, Entry.predicted(us, table.sentinel_us))
+
+
+def _examples(specs: Sequence[SubBlockSpec]) -> list[SubBlockSpec]:
+    """Return the largest sub-block of every kind, precision and norm, then others."""
+    largest: dict[object, SubBlockSpec] = {}
+    for spec in sorted(specs, key=lambda spec: -spec.d_model):
+        if isinstance(spec, EndsSpec):
+            kind: object = "ends"
+        elif isinstance(spec, FFNSpec):
+            kind = (spec.ffn, spec.precision, spec.norm)
+        else:
+            kind = (spec.mixer, spec.precision, spec.norm)
+        largest.setdefault(kind, spec)
+    return list(dict.fromkeys([*largest.values(), *specs]))[:PRIOR_EXAMPLES]
 
 
 def _say_too_busy(table: LatencyTable, workloads: Sequence[Workload]) -> None:
     for workload in workloads:
         fit = table.correction(workload)
-        unreliable = sum(
-            not entry.reliable
-            for (name, _), entry in table.entries.items()
-            if name == workload.name
-        )
-        if unreliable or fit.mape > TOLERATED_MAPE:
+        if fit.mape > TOLERATED_MAPE:
             log.warning(
-                "%s: networks are predicted to within %.0f %% and %d sub-blocks were disturbed; "
-                "the machine was busy; profile again when it is not, or with real-time scheduling",
+                "%s: networks are predicted to within %.0f %% only; the machine was busy; profile "
+                "again when it is not, or with real-time scheduling",
                 workload.name,
                 fit.mape,
-                unreliable,
             )
-
-
-def without_inner_widths(specs: Sequence[SubBlockSpec]) -> list[SubBlockSpec]:
-    """Keep the smallest, the middle and the largest width of FFNs that are otherwise equal."""
-    widths: dict[object, list[int]] = {}
-    for spec in specs:
-        if isinstance(spec, FFNSpec):
-            widths.setdefault(_family(spec), []).append(spec.intermediate_size)
-    keep = {family: {min(w), sorted(w)[len(w) // 2], max(w)} for family, w in widths.items()}
-    return [
-        spec
-        for spec in specs
-        if not isinstance(spec, FFNSpec) or spec.intermediate_size in keep[_family(spec)]
-    ]
-
-
-def _family(spec: FFNSpec) -> object:
-    return replace(spec, intermediate_size=0)
-
-
-def to_entry(timing: Timing, block: nn.Module) -> Entry:
-    """Return a timing as a table entry that says what was timed, and when."""
-    return Entry(
-        ratio=timing.ratio,
-        latency_us=timing.latency_us,
-        spread=timing.spread,
-        num_samples=timing.num_samples,
-        kept_fraction=timing.kept_fraction,
-        reliable=timing.reliable,
-        implementation=type(getattr(block, "op", block)).__name__,
-        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )

@@ -24,9 +24,11 @@ class TooBusyError(UserError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One timed burst: when, how long a call took, and what share of it threads had to wait."""
+    """One timed burst: in which stretch of time, how long a call took, and what share of it threads
+    had to wait.
+    """
 
-    round: int
+    stretch: int
     call_us: float
     delay_share: float
 
@@ -55,7 +57,7 @@ class Timing:
 def enough(samples: Sequence[Sample], sentinels: Sequence[Sample]) -> bool:
     """Return whether enough rounds were undisturbed."""
     ratios = round_ratios(samples, sentinels, MAX_DELAY_SHARE)
-    rounds = len({sample.round for sample in samples})
+    rounds = len({sample.stretch for sample in samples})
     return len(ratios) >= max(MIN_KEPT_ROUNDS, MIN_KEPT_FRACTION * rounds)
 
 
@@ -70,9 +72,9 @@ def relative_error(samples: Sequence[Sample], sentinels: Sequence[Sample]) -> fl
 def round_ratios(
     samples: Sequence[Sample], sentinels: Sequence[Sample], max_delay_share: float
 ) -> list[float]:
-    """Return target / sentinel for each round in which both have an undisturbed sample."""
-    times = _by_round(samples, max_delay_share)
-    references = _by_round(sentinels, max_delay_share)
+    """Return target / sentinel for each stretch in which both have an undisturbed sample."""
+    times = _by_stretch(samples, max_delay_share)
+    references = _by_stretch(sentinels, max_delay_share)
     return [
         statistics.median(times[index]) / statistics.median(references[index])
         for index in times
@@ -80,12 +82,12 @@ def round_ratios(
     ]
 
 
-def _by_round(samples: Sequence[Sample], max_delay_share: float) -> dict[int, list[float]]:
-    rounds: dict[int, list[float]] = {}
+def _by_stretch(samples: Sequence[Sample], max_delay_share: float) -> dict[int, list[float]]:
+    stretches: dict[int, list[float]] = {}
     for sample in samples:
         if sample.delay_share <= max_delay_share:
-            rounds.setdefault(sample.round, []).append(sample.call_us)
-    return rounds
+            stretches.setdefault(sample.stretch, []).append(sample.call_us)
+    return stretches
 
 
 def summarise(
@@ -97,7 +99,7 @@ def summarise(
         TooBusyError: when no round has both a sample and a sentinel.
     """
     kept = sum(sample.delay_share <= MAX_DELAY_SHARE for sample in samples) / len(samples)
-    rounds = len({sample.round for sample in samples})
+    rounds = len({sample.stretch for sample in samples})
     ratios = round_ratios(samples, sentinels, MAX_DELAY_SHARE)
     wanted = min(rounds, max(MIN_KEPT_ROUNDS, MIN_KEPT_FRACTION * rounds))
     reliable = len(ratios) >= wanted

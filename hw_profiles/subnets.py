@@ -16,8 +16,10 @@ from searchspace.subnet import Subnet
 
 Progress = Callable[[float, str], None]
 
-SUBNET_GROUP = 48
-"""Networks timed in one session."""
+GROUP_BYTES = 1536 * 2**20
+GROUP = 400
+"""Weights and number of networks timed in one session, over all of which the moods of the machine
+average out."""
 SUBNET_ROUNDS = 60
 SUBNET_ERROR = 0.007
 """Relative standard error at which a session is done."""
@@ -30,6 +32,7 @@ def measure_subnets(
     *,
     backend: str = "eager",
     rounds: int | None = None,
+    min_sample_ms: float | None = None,
     reference_us: float | None = None,
     time_budget_s: float | None = None,
     seed: int = 0,
@@ -43,6 +46,7 @@ def measure_subnets(
         workloads: what to run.
         backend: a name in `BACKENDS`.
         rounds: rounds at most; None takes `SUBNET_ROUNDS`.
+        min_sample_ms: of each sample; None takes `SUBNET_SAMPLE_MS`.
         reference_us: sentinel time that latencies are stated for; give a table's `sentinel_us` to
             compare with it. None measures it now.
         time_budget_s: time to aim at; rounds are saved, down to a minimum.
@@ -62,10 +66,9 @@ def measure_subnets(
         reference_us = measured_sentinel(runs_on, realtime).reference_us
     sentinel = Sentinel(runs_on.sentinel(), reference_us)
     generator = torch.Generator().manual_seed(seed)
-    ids = list(subnets)
-    groups = [ids[begin : begin + SUBNET_GROUP] for begin in range(0, len(ids), SUBNET_GROUP)]
+    groups = _groups(subnets)
     steps = [(workload, group) for group in groups for workload in workloads]
-    result: dict[str, dict[str, Timing]] = {name: {} for name in ids}
+    result: dict[str, dict[str, Timing]] = {name: {} for name in subnets}
     for index, (workload, group) in enumerate(steps):
         calls = {}
         for name in group:
@@ -80,7 +83,7 @@ def measure_subnets(
                 sentinel=sentinel,
                 time_budget_s=None if time_budget_s is None else time_budget_s / len(steps),
                 target_error=SUBNET_ERROR,
-                min_sample_ms=SUBNET_SAMPLE_MS,
+                min_sample_ms=min_sample_ms or SUBNET_SAMPLE_MS,
                 realtime=realtime,
                 clock=clock,
             )
@@ -89,3 +92,16 @@ def measure_subnets(
         if progress:
             progress((index + 1) / len(steps), f"{workload.name}")
     return result
+
+
+def _groups(subnets: Mapping[str, Subnet]) -> list[list[str]]:
+    """Return the ids in groups that fit into memory together."""
+    groups: list[list[str]] = []
+    total_bytes = 0
+    for name, network in subnets.items():
+        total_bytes += network.weight_bytes()
+        if not groups or total_bytes > GROUP_BYTES or len(groups[-1]) >= GROUP:
+            groups.append([])
+            total_bytes = network.weight_bytes()
+        groups[-1].append(name)
+    return groups

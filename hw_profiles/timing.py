@@ -1,9 +1,10 @@
 """The timing protocol: short interleaved samples, each as a ratio to a sentinel timed beside it.
 
 On a shared machine the clock drifts by up to two times within minutes and threads are taken off
-their processors at any moment. So every round times every target once, in a new order, together
-with a sentinel matrix product; a target's value is the median over rounds of its ratio to the
-sentinel of the same round, and samples during which a thread waited for a processor are dropped.
+their processors at any moment. So every round times every target once, in a new order, in short
+stretches that begin and end with a sentinel matrix product; a target's value is the median over
+rounds of its ratio to the sentinel of the same stretch, and samples during which a thread waited
+for a processor are dropped.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ from hw_profiles.samples import TooBusyError as TooBusyError
 
 MIN_ROUNDS = 3
 SENTINEL_SHARE = 0.2
-"""Share of a round's time that goes to the sentinel."""
-MIN_SENTINELS = 2
+"""Share of the time that goes to the sentinel."""
+SENTINELS = 3
+"""Sentinel samples of each stretch: a round may be long against the drift of the clock, a stretch
+is not."""
+STRETCH_US = 20_000.0
 SHORT_CALL_US = 500.0
 """Calls shorter than this are run twice, others once, before a sample."""
 REST_AFTER_DISTURBANCE_S = 0.002
@@ -93,6 +97,7 @@ class _Session:
     inner: dict[str, int] = field(default_factory=dict)
     call_us: dict[str, float] = field(default_factory=dict)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
+    stretch: int = 0
 
     def warm_up(self) -> None:
         """Run every target a few times, and find out how many calls make a sample."""
@@ -103,7 +108,7 @@ class _Session:
             self.inner[name] = math.ceil(self.min_sample_us / self.call_us[name])
             self.samples[name] = []
 
-    def burst(self, name: str, round_index: int) -> None:
+    def burst(self, name: str) -> None:
         """Take one sample of a target."""
         call, inner, now = self.targets[name], self.inner[name], self.clock.now_ns
         began = now()
@@ -114,7 +119,7 @@ class _Session:
         elapsed_ns = self.clock.elapsed_ns(call, inner)
         share = (self.clock.run_delay_ns() - delay) / elapsed_ns
         call_us = elapsed_ns / 1e3 / inner
-        self.samples[name].append(Sample(round_index, call_us, share))
+        self.samples[name].append(Sample(self.stretch, call_us, share))
         self.rest(share, (now() - began) / 1e9)
 
     def rest(self, share: float, elapsed_s: float) -> None:
@@ -200,14 +205,14 @@ def _run_rounds(
         out_of_time = session.clock.now_ns() > deadline_ns
         if done >= MIN_ROUNDS and (out_of_time or _mean_error(session, names) < target_error):
             break
-        _one_round(session, names, done, rng)
+        _one_round(session, names, rng)
         done += 1
-    for extra in range(done, done + rounds):
+    for _ in range(rounds):
         sentinels = session.samples[SENTINEL]
         lacking = [name for name in names if not enough(session.samples[name], sentinels)]
         if not lacking or session.clock.now_ns() > deadline_ns:
             break
-        _one_round(session, lacking, extra, rng)
+        _one_round(session, lacking, rng)
 
 
 def _mean_error(session: _Session, names: Sequence[str]) -> float:
@@ -215,14 +220,28 @@ def _mean_error(session: _Session, names: Sequence[str]) -> float:
     return statistics.fmean(relative_error(session.samples[name], sentinels) for name in names)
 
 
-def _one_round(session: _Session, names: list[str], index: int, rng: random.Random) -> None:
-    """Sample every name once, in a new order, and the sentinel in between."""
-    total_us = sum(session.call_us[name] * session.inner[name] for name in names)
+def _one_round(session: _Session, names: list[str], rng: random.Random) -> None:
+    """Sample every name once, in a new order, in stretches that each have their own sentinels."""
     sentinel_us = session.call_us[SENTINEL] * session.inner[SENTINEL]
-    num_sentinels = max(MIN_SENTINELS, round(SENTINEL_SHARE * total_us / sentinel_us))
-    every = math.ceil(len(names) / num_sentinels)
-    for position, name in enumerate(rng.sample(names, len(names))):
-        if position % every == 0:
-            session.burst(SENTINEL, index)
-        session.burst(name, index)
-    session.burst(SENTINEL, index)
+    limit_us = max(STRETCH_US, SENTINELS * sentinel_us / SENTINEL_SHARE)
+    stretch: list[str] = []
+    stretch_us = 0.0
+    for name in rng.sample(names, len(names)):
+        stretch.append(name)
+        stretch_us += session.call_us[name] * session.inner[name]
+        if stretch_us > limit_us:
+            _one_stretch(session, stretch)
+            stretch, stretch_us = [], 0.0
+    if stretch:
+        _one_stretch(session, stretch)
+
+
+def _one_stretch(session: _Session, names: Sequence[str]) -> None:
+    """Sample names, with sentinels before, between and after them."""
+    places = {0, len(names) // 2}
+    for position, name in enumerate(names):
+        if position in places:
+            session.burst(SENTINEL)
+        session.burst(name)
+    session.burst(SENTINEL)
+    session.stretch += 1

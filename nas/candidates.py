@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hw_profiles.latency_table import LatencyTable
+from hw_profiles.latency_table import LatencyCosts, LatencyTable
 from nas.samplers import GeneCodec
 from predictors.encodings import Gene
 from searchspace.cost import CostTable, num_params, weight_bytes
@@ -73,7 +73,7 @@ class Prices:
     """
 
     def __init__(self, space: SearchSpace, table: LatencyTable, workload: str) -> None:
-        self._costs: dict[str, CostTable] = {
+        self._costs: dict[str, CostTable | LatencyCosts] = {
             "weight_bytes": CostTable(space, weight_bytes),
             "params": CostTable(space, num_params),
         }

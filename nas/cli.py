@@ -10,7 +10,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from nas._profile_options import add_profile_commands, add_profile_options, join_command
+
+if TYPE_CHECKING:
+    from nas.config import ExperimentConfig
 
 EXIT_USAGE = 2
 EXIT_FAILED = 1
@@ -29,7 +34,7 @@ STAGES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code (0, 1 failed, 2 wrong usage, 130 Ctrl-C)."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(join_command(sys.argv[1:] if arguments is None else arguments))
     from searchspace.errors import UserError
 
     try:
@@ -65,6 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
         )
         _add_run_options(stage)
         stage.set_defaults(command=_run_stage, stage=name)
+        if name == "profile":
+            add_profile_options(stage, _config_of)
+            add_profile_commands(commands)
     _add_generate(commands)
     doctor = commands.add_parser("doctor", help="what this machine has and what that means")
     doctor.add_argument("--json", action="store_true", help="print JSON")
@@ -123,19 +131,7 @@ def _add_generate(commands: Any) -> None:
 
 
 def _run_stage(options: argparse.Namespace) -> int:
-    from nas.config import load_config
-
-    path, out = _config_path(options.config, options.out)
-    config = load_config(
-        path,
-        options.set,
-        preset=options.preset,
-        task__name=options.task or ("text" if options.data else None),
-        task__data=options.data,
-        budget=options.budget,
-        out=out,
-        seed=options.seed,
-    )
+    config = _config_of(options)
     from nas.pipeline import Pipeline
     from nas.progress import Reporter
 
@@ -150,6 +146,24 @@ def _run_stage(options: argparse.Namespace) -> int:
     else:
         _print_stage(options.stage, pipeline.folder.path, options.json)
     return 0
+
+
+def _config_of(options: argparse.Namespace, **more: Any) -> ExperimentConfig:
+    """Return the config that the options of a stage describe."""
+    from nas.config import load_config
+
+    path, out = _config_path(options.config, options.out)
+    return load_config(
+        path,
+        options.set,
+        preset=options.preset,
+        task__name=options.task or ("text" if options.data else None),
+        task__data=options.data,
+        budget=options.budget,
+        out=out,
+        seed=options.seed,
+        **more,
+    )
 
 
 def _config_path(config: str | None, out: str | None) -> tuple[str | None, str | None]:

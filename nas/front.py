@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from hw_profiles.latency_table import LatencyTable
-from hw_profiles.profiler import measure_subnets, peak_mib
+from hw_profiles.memory import peak_mib
+from hw_profiles.subnets import measure_subnets
 from hw_profiles.workload import Workload
 from nas.calibration import calibrated_extract
 from nas.candidates import Objectives, SpaceCodec

@@ -1,4 +1,4 @@
-"""Costs that add up over sub-blocks: parameters, bytes, FLOPs, table latency.
+"""Costs that add up over sub-blocks: parameters, bytes of weights and state, FLOPs, table latency.
 
 Nothing here is a second, hand-written formula: each figure is read off the module itself, built on
 the meta device, once per different sub-block.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,15 +17,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from searchspace.arch import Arch
 from searchspace.ends import example_inputs
+from searchspace.errors import UserError
 from searchspace.space.halves import FFNHalf, MixerHalf
-from searchspace.specs import EndsSpec, SubBlockSpec
+from searchspace.specs import EndsSpec, MixerSpec, SubBlockSpec
 from searchspace.sub_blocks import build_sub_block
+from searchspace.subnet import state_bytes as module_state_bytes
 from searchspace.subnet import weight_bytes as module_weight_bytes
 
 if TYPE_CHECKING:
     from searchspace.space import SearchSpace
 
 SpecCost = Callable[[SubBlockSpec], float]
+SpecCosts = Callable[[SubBlockSpec], tuple[float, ...]]
+
+CHUNK = 16_384
+"""Genotypes priced at once: few enough for the caches."""
 
 
 @functools.cache
@@ -40,6 +46,31 @@ def weight_bytes(spec: SubBlockSpec) -> int:
     """Return the bytes of a sub-block's weights once packed."""
     with torch.device("meta"):
         return module_weight_bytes(build_sub_block(spec))
+
+
+@functools.cache
+def state_bytes(spec: SubBlockSpec, batch: int, max_tokens: int) -> int:
+    """Return the bytes of a causal sub-block's state; none where it reads an earlier layer's.
+
+    For a `CostTable` or `arch_cost`, fix the sizes:
+    ``partial(state_bytes, batch=1, max_tokens=257)``.
+
+    Args:
+        spec: of the sub-block; the ends have no state.
+        batch: number of sequences.
+        max_tokens: tokens of each that the state has room for.
+
+    Raises:
+        UserError: for a bidirectional mixer, which has none.
+    """
+    if isinstance(spec, MixerSpec) and not spec.causal:
+        raise UserError(
+            f"{spec.key} has no state: it sees all tokens at once; ask for the state of decoders"
+        )
+    if isinstance(spec, MixerSpec) and spec.kv_shared:
+        return 0
+    with torch.device("meta"):
+        return module_state_bytes([build_sub_block(spec).init_state(batch, max_tokens)])
 
 
 @functools.cache
@@ -62,46 +93,63 @@ def arch_cost(arch: Arch, cost: SpecCost) -> float:
 
 
 class CostTable:
-    """An additive cost of every choice of a space, to price many genotypes at once.
+    """Additive costs of every choice of a space, to price many genotypes at once.
 
     Args:
         space: the search space.
-        cost: cost of one sub-block, in any unit.
+        cost: cost of one sub-block, in any unit, or a tuple of several costs.
         intercept: added once per network.
     """
 
     def __init__(
         self,
         space: SearchSpace,
-        cost: SpecCost,
+        cost: SpecCost | SpecCosts,
         intercept: float = 0.0,
     ) -> None:
         self.space = space
-        self._intercept = intercept
         self._halves: tuple[MixerHalf | FFNHalf, ...] = (space.mixer_half, space.ffn_half)
+        ends = [cost(EndsSpec(d, space.vocab_size, space.family)) for d in space.d_model]
+        self._ends = np.array(ends, dtype=np.float64) + intercept
+        nothing = np.zeros(self._ends.shape[1:])
 
-        def priced(spec: SubBlockSpec | None) -> float:
-            return 0.0 if spec is None else cost(spec)
+        def priced(spec: SubBlockSpec | None) -> Any:
+            return nothing if spec is None else cost(spec)
 
-        self._ends = np.array(
-            [priced(EndsSpec(d, space.vocab_size, space.family)) for d in space.d_model]
-        )
+        # The last row is a layer that is skipped.
         self._tables = [
             np.array(
-                [[priced(half.spec(layer, d)) for layer in half.layers] for d in space.d_model]
+                [
+                    [*(priced(half.spec(layer, d)) for layer in half.layers), nothing]
+                    for d in space.d_model
+                ],
+                dtype=np.float64,
             )
             for half in self._halves
         ]
 
     def of(self, genotypes: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the cost of each row of canonical `genotypes` (n, genes), shape (n,)."""
-        space = self.space
+        """Return the costs of each row of canonical `genotypes` (n, genes).
+
+        Returns:
+            Shape (n,), or (n, costs) where the cost of a sub-block is a tuple.
+        """
+        chunks = [
+            self._of(genotypes[begin : begin + CHUNK]) for begin in range(0, len(genotypes), CHUNK)
+        ]
+        return np.concatenate([self._ends[:0], *chunks])
+
+    def _of(self, genotypes: NDArray[np.int64]) -> NDArray[np.float64]:
+        space, genotypes = self.space, np.asfortranarray(genotypes)
         width = space.indices(genotypes, "d_model")
-        total = self._ends[width] + self._intercept
-        for slot in range(space.num_layers):
-            active = space.indices(genotypes, f"layers.{slot}.skip") == 0
-            for half, table in zip(self._halves, self._tables, strict=True):
-                total = total + active * table[width, half.index(genotypes, slot)]
+        total = self._ends[width]
+        for half, table in zip(self._halves, self._tables, strict=True):
+            num_rows = table.shape[1]
+            flat, begin = table.reshape(-1, *table.shape[2:]), width * num_rows
+            for slot in range(space.num_layers):
+                skipped = space.indices(genotypes, f"layers.{slot}.skip") != 0
+                row = np.where(skipped, num_rows - 1, half.index(genotypes, slot))
+                total += flat[begin + row]
         return total
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from hw_profiles.backends.base import Backend, Call, UnsupportedError
+from hw_profiles.backends.compiled import CompiledBackend
+from hw_profiles.backends.cuda import CudaBackend
 from hw_profiles.backends.eager import EagerBackend
+from hw_profiles.backends.onnx_runtime import OnnxRuntimeBackend
 from searchspace.errors import UserError, unknown
 
 BACKENDS: dict[str, type[Backend]] = {
     "eager": EagerBackend,
+    "compiled": CompiledBackend,
+    "onnxruntime": OnnxRuntimeBackend,
+    "cuda": CudaBackend,
 }
 
 __all__ = ["BACKENDS", "Backend", "Call", "UnsupportedError", "get_backend"]

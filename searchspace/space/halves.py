@@ -169,12 +169,29 @@ class MixerHalf(Half):
 
     def index(self, genotypes: Indices, slot: int) -> Indices:
         """Return the place in `layers` of a slot's mixer, for each genotype (n, genes)."""
-        out = np.zeros(len(genotypes), dtype=np.int64)
+        offsets, strides = self._radix
         chosen = self.space.indices(genotypes, f"layers.{slot}.mixer")
-        for number in np.unique(chosen).tolist():
-            (offset, genes), rows = self._parts[number], chosen == number
-            out[rows] = offset + _mixed_radix(self.space, genes, genotypes[rows], slot)
+        out = offsets[chosen]
+        for gene, by_mixer in strides.items():
+            out += by_mixer[chosen] * self.space.indices(genotypes, f"layers.{slot}.{gene}")
         return out
+
+    @cached_property
+    def _radix(self) -> tuple[Indices, dict[str, Indices]]:
+        """Return each mixer's place of its first layer, and by gene how far a step goes there.
+
+        A step in a gene that a mixer does not have goes nowhere.
+        """
+        choices = self.space.layer_choices()
+        offsets = np.array([offset for offset, _ in self._parts])
+        strides: dict[str, Indices] = {}
+        for number, (_, genes) in enumerate(self._parts):
+            step = 1
+            for gene in reversed(genes):
+                if len(choices[gene]) > 1:
+                    strides.setdefault(gene, np.zeros_like(offsets))[number] = step
+                step *= len(choices[gene])
+        return offsets, strides
 
 
 class FFNHalf(Half):

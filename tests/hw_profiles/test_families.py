@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hw_profiles import calibration, memory, profiler, subnets
+from hw_profiles import calibration, filling, subnets
 from hw_profiles.backends.eager import runner
-from hw_profiles.memory import MIB, kept_tensors
-from hw_profiles.profiler import measure_subnets, peak_mib, profile
+from hw_profiles.memory import MIB, peak_mib
+from hw_profiles.profiler import profile
+from hw_profiles.subnets import measure_subnets
 from hw_profiles.targets import build_for_timing, sub_block_inputs
 from hw_profiles.workload import Workload, decode, prefill
 from searchspace.arch import LayerArch, mixer_spec
@@ -68,9 +69,11 @@ def network(space: SearchSpace, **choices: Any) -> Subnet:
 
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiler, "ROUNDS", 2)
-    monkeypatch.setattr(calibration, "CALIBRATION_NETWORKS", 4)
-    monkeypatch.setattr(calibration, "CALIBRATION_POOL", 16)
+    monkeypatch.setattr(filling, "ROUNDS", 2)
+    monkeypatch.setattr(filling, "PASS_ROUNDS", 2)
+    monkeypatch.setattr(filling, "SAMPLE_MS", 0.05)
+    monkeypatch.setattr(calibration, "DEFAULT_NETWORKS", 4)
+    monkeypatch.setattr(calibration, "ROUNDS", 2)
     monkeypatch.setattr(subnets, "SUBNET_ROUNDS", 2)
 
 
@@ -121,17 +124,6 @@ def test_peak_memory_of_a_vit_holds_weights_and_images() -> None:
     assert small >= weights + image + tokens
     assert large - small >= 32 * (image + tokens)
     assert peak_mib(net, prefill(1, 9)) * MIB == small
-
-
-def test_peak_memory_holds_what_kernels_keep(monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = {"d_model": (32,), "head_dim": 16, "intermediate_size": (512,)}
-    net = network(space_of(Family(), ffn_precision=("int4",), **wide))
-    assert kept_tensors(net) == []
-    peak = peak_mib(net, decode(1, 4)) * MIB
-    kept = sum(t.numel() * t.element_size() for t in kept_tensors(net))
-    assert kept >= 2 * 2 * 512 * 32 // 2
-    monkeypatch.setattr(memory, "kept_tensors", lambda module: [])
-    assert peak_mib(net, decode(1, 4)) * MIB == peak - kept
 
 
 def shared_block() -> tuple[Any, MixerSpec]:

@@ -7,20 +7,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hw_profiles.correction import fit_correction, left_out_error
-from hw_profiles.latency_table import INTERPOLATED, Correction, Entry, LatencyTable
+from hw_profiles.correction import Correction, Spill, traits, working_set_bytes
+from hw_profiles.latency_table import INTERPOLATED, PRIOR, Entry, LatencyTable
 from hw_profiles.workload import Workload, decode, prefill
 from searchspace.arch import Arch
 from searchspace.errors import UserError
 from searchspace.space import SearchSpace
 from searchspace.specs import FFNSpec
-from searchspace.subnet import Subnet
 from tests.hw_profiles.test_device import DEVICE
 
 WORKLOADS = (prefill(1, 16), decode(1, 16))
 FITS = {
-    WORKLOADS[0].name: Correction(1.25, 7.0, 300.0, 0.05, 40.0, 2.5, 14),
-    WORKLOADS[1].name: Correction(0.9, -1.0, 0.0, 0.0, -12.0, math.nan, 14),
+    WORKLOADS[0].name: Correction(
+        scale=1.25,
+        per_sub_block_us=7.0,
+        intercept_us=40.0,
+        scales={"mixer softmax": 0.1, "int8": -0.05},
+        spills=(Spill(0.01, 0.05, 300.0, 0.2), Spill(0.05, 0.5, -40.0, 0.0)),
+        mape=2.5,
+        error_90=0.06,
+        num_networks=14,
+        arch_ids=("a", "b"),
+    ),
+    WORKLOADS[1].name: Correction(scale=0.9, per_sub_block_us=-1.0, intercept_us=-12.0),
 }
 
 
@@ -53,11 +62,17 @@ def test_latency_is_the_corrected_sum(space: SearchSpace, table: LatencyTable) -
     for arch in archs(space, 20):
         for workload in WORKLOADS:
             fit, total_us = FITS[workload.name], FITS[workload.name].intercept_us
+            sum_us, mib = 0.0, 0.0
             for spec in arch.sub_blocks():
                 measured = table.entries[workload.name, spec.key].latency_us
-                total_us += fit.scale * measured + fit.per_sub_block_us
-            spilled_mib = Subnet(arch).weight_bytes() / 2**20 - fit.cache_mib
-            total_us += fit.us_per_spilled_mib * max(spilled_mib, 0.0)
+                scale = fit.scale + sum(fit.scales.get(trait, 0.0) for trait in traits(spec))
+                total_us += scale * measured + fit.per_sub_block_us
+                sum_us += measured
+                mib += working_set_bytes(spec, workload) / 2**20
+            for spill in fit.spills:
+                share = (mib - spill.begin_mib) / (spill.end_mib - spill.begin_mib)
+                price = spill.us_per_mib * mib + spill.scale * sum_us
+                total_us += min(max(share, 0.0), 1.0) * price
             assert table.latency_ms(arch, workload) == pytest.approx(total_us / 1e3)
 
 
@@ -76,6 +91,25 @@ def test_vectorised_prices_equal_single_ones(space: SearchSpace, table: LatencyT
         genotypes = space.sample_genotypes(np.random.default_rng(2), 100)
         single = [table.latency_ms(space.decode(row), workload) for row in genotypes]
         np.testing.assert_allclose(costs.of(genotypes), single)
+
+
+def test_a_matrix_is_priced_by_the_table_itself(space: SearchSpace, table: LatencyTable) -> None:
+    genotypes = space.sample_genotypes(np.random.default_rng(2), 30)
+    expected = table.costs_ms(space, WORKLOADS[0]).of(genotypes)
+    with pytest.raises(UserError, match="space"):
+        table.latency_ms(genotypes, WORKLOADS[0])
+    np.testing.assert_array_equal(table.latency_ms(genotypes, WORKLOADS[0], space), expected)
+    table.spaces = (space,)
+    np.testing.assert_array_equal(table.latency_ms(genotypes, WORKLOADS[0]), expected)
+
+
+def test_the_interval_is_around_the_latency(space: SearchSpace, table: LatencyTable) -> None:
+    arch = space.largest()
+    low, high = table.interval_ms(arch, WORKLOADS[0])
+    latency = table.latency_ms(arch, WORKLOADS[0])
+    assert (low, high) == pytest.approx((latency / 1.06, latency * 1.06))
+    with pytest.raises(UserError, match="nas profile"):
+        table.interval_ms(arch, WORKLOADS[1])
 
 
 def test_without_correction_the_sum_is_plain(space: SearchSpace, table: LatencyTable) -> None:
@@ -121,7 +155,13 @@ def test_interpolation_is_linear_between_the_nearest_widths() -> None:
     for outside in (32, 1024):
         with pytest.raises(UserError, match=f"f{outside}/"):
             table.entry(WORKLOADS[0], ffn_key(outside))
-    table.entries[name, ffn_key(1024)] = entry(800.0)
+    table.enter(WORKLOADS[0], ffn_key(1024), Entry.predicted(9.0, 1000.0))
+    assert table.entry(WORKLOADS[0], ffn_key(1024)).source == PRIOR
+    with pytest.raises(UserError, match="f768/"):
+        table.entry(WORKLOADS[0], ffn_key(768))
+    table.enter(WORKLOADS[0], ffn_key(256), Entry.predicted(9.0, 1000.0))
+    assert table.entry(WORKLOADS[0], ffn_key(256)).source == INTERPOLATED
+    table.enter(WORKLOADS[0], ffn_key(1024), entry(800.0))
     assert table.entry(WORKLOADS[0], ffn_key(768)).latency_us == pytest.approx(600.0)
 
 
@@ -177,7 +217,7 @@ DAMAGE = {
     "workloads": ["prefill"],
     "device": {"cpu": "x"},
     "entries": {"prefill_b1_t16": {"k": {"ratio": 1.0}}},
-    "corrections": {"prefill_b1_t16": {"scale": "2", "mape": None}},
+    "corrections": {"prefill_b1_t16": {"scale": "2", "mape": None, "spills": []}},
 }
 
 
@@ -205,79 +245,6 @@ def test_entries_must_be_positive_numbers(
     path.write_text(json.dumps(values))
     with pytest.raises(UserError, match="latency_us"):
         LatencyTable.load(path)
-
-
-def networks(num: int, noise: float = 0.0) -> tuple[np.ndarray, ...]:
-    """Return the sums, counts, weight bytes and noise factors of random networks."""
-    rng = np.random.default_rng(3)
-    counts = rng.integers(2, 13, num).astype(float)
-    sums = counts * rng.uniform(100, 900, num)
-    weights = counts * rng.uniform(1e4, 1e6, num)
-    return sums, counts, weights, 1 + noise * rng.standard_normal(num)
-
-
-TRUTHS = [
-    (0.8, 0.0, 0.0, 0.0, 0.0),
-    (1.2, 30.0, 0.0, 0.0, 0.0),
-    (0.9, 12.0, 0.0, 0.0, 400.0),
-    (1.1, 0.0, 0.0, 0.0, -50.0),
-    (1.1, 0.0, 200.0, 2.0, 0.0),
-    (1.1, 0.0, 200.0, 3.0, -30.0),
-]
-
-
-@pytest.mark.parametrize("truth", TRUTHS)
-def test_fit_recovers_what_made_the_latencies(truth: tuple[float, ...]) -> None:
-    sums, counts, weights, _ = networks(20)
-    scale, constant, per_spilled, cache_mib, intercept = truth
-    spilled_mib = np.maximum(weights / 2**20 - cache_mib, 0.0)
-    measured = scale * sums + constant * counts + per_spilled * spilled_mib + intercept
-    fit = fit_correction(sums, counts, weights, measured, 40.0)
-    found = (fit.scale, fit.per_sub_block_us, fit.us_per_spilled_mib, fit.cache_mib)
-    np.testing.assert_allclose((*found, fit.intercept_us), truth, rtol=1e-6, atol=1e-4)
-    assert fit.mape < 1e-6
-    assert fit.num_networks == 20
-
-
-def test_noise_does_not_buy_more_terms() -> None:
-    sums, counts, weights, noise = networks(16, 0.03)
-    fit = fit_correction(sums, counts, weights, sums * noise, 40.0)
-    assert (fit.per_sub_block_us, fit.us_per_spilled_mib, fit.intercept_us) == (0.0, 0.0, 0.0)
-    assert fit.scale == pytest.approx(1.0, abs=0.03)
-    assert 1.0 < fit.mape < 5.0
-
-
-def test_nothing_is_priced_below_zero() -> None:
-    sums, counts, weights, _ = networks(16)
-    measured = 1.3 * sums - 60.0 * counts
-    assert fit_correction(sums, counts, weights, measured, 90.0).per_sub_block_us < 0
-    fit = fit_correction(sums, counts, weights, measured, 40.0)
-    assert fit.scale * 40.0 + fit.per_sub_block_us > 0
-    measured = sums - 0.8 * sums.min()
-    fit = fit_correction(sums, counts, weights, measured, 40.0)
-    assert fit.scale * sums.min() + fit.intercept_us > 0.4 * sums.min()
-
-
-def test_few_networks_only_fit_a_scale() -> None:
-    fit = fit_correction([100.0, 200.0], [2, 3], [1e5, 1e5], [110.0, 220.0], 10.0)
-    assert (fit.scale, fit.per_sub_block_us) == (1.0, 0.0)
-    sums, counts, weights, _ = networks(5)
-    fit = fit_correction(sums, counts, weights, 2 * sums + 9 * counts, 10.0)
-    assert (fit.per_sub_block_us, fit.intercept_us) == (0.0, 0.0)
-    assert fit.scale > 2.0
-
-
-def test_left_out_error_equals_explicit_refits() -> None:
-    sums, counts, _, noise = networks(9, 0.05)
-    measured = (sums + 20 * counts) * noise
-    columns = np.stack([sums, counts], axis=1)
-    errors = []
-    for row in range(9):
-        x, y = np.delete(columns, row, 0), np.delete(measured, row)
-        gram = (x / y[:, None]).T @ (x / y[:, None])
-        weights = np.linalg.solve(gram, (x / y[:, None]).sum(axis=0))
-        errors.append(abs(columns[row] @ weights / measured[row] - 1))
-    assert left_out_error(columns, measured) == pytest.approx(100 * np.mean(errors))
 
 
 def test_workloads_of_a_table_are_told_apart(table: LatencyTable, space: SearchSpace) -> None:

@@ -2,25 +2,30 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from hw_profiles import calibration, profiler, subnets
+from hw_profiles import calibration, filling, profiler, subnets, timing
+from hw_profiles.backends import Call
 from hw_profiles.backends.eager import runner
 from hw_profiles.calibration import calibration_archs, raw_sum_us
-from hw_profiles.latency_table import INTERPOLATED, LatencyTable
-from hw_profiles.memory import MIB, TensorMemory
-from hw_profiles.profiler import measure_subnets, peak_mib, profile, without_inner_widths
+from hw_profiles.latency_table import MEASURED, PRIOR, LatencyTable
+from hw_profiles.planning import by_information, without_inner_widths
+from hw_profiles.profiler import profile
+from hw_profiles.samples import Timing, TooBusyError
+from hw_profiles.subnets import measure_subnets
 from hw_profiles.targets import build_for_timing, sub_block_inputs
 from hw_profiles.workload import decode, prefill
 from searchspace.errors import UserError
 from searchspace.space import SearchSpace
 from searchspace.specs import FFNSpec
-from searchspace.subnet import Subnet, state_bytes
+from searchspace.subnet import Subnet
 
 WORKLOADS = (prefill(1, 12), decode(2, 12))
 pytestmark = pytest.mark.usefixtures("undisturbed", "one_thread")
@@ -44,9 +49,12 @@ def space() -> SearchSpace:
 
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiler, "ROUNDS", 3)
-    monkeypatch.setattr(profiler, "GROUP_SIZE", 4)
-    monkeypatch.setattr(calibration, "CALIBRATION_POOL", 64)
+    monkeypatch.setattr(filling, "ROUNDS", 4)
+    monkeypatch.setattr(filling, "PASS_ROUNDS", 2)
+    monkeypatch.setattr(filling, "CHUNK", 4)
+    monkeypatch.setattr(filling, "SAMPLE_MS", 0.05)
+    monkeypatch.setattr(calibration, "DEFAULT_NETWORKS", 24)
+    monkeypatch.setattr(calibration, "ROUNDS", 2)
     monkeypatch.setattr(subnets, "SUBNET_ROUNDS", 2)
 
 
@@ -57,7 +65,7 @@ def test_every_reachable_sub_block_is_measured(space: SearchSpace, tmp_path: Pat
     assert set(table.entries) == keys
     for entry in table.entries.values():
         assert 0 < entry.latency_us < math.inf
-        assert entry.num_samples >= 2
+        assert entry.num_samples >= 4
     names = {key: entry.implementation for (_, key), entry in table.entries.items()}
     assert names[space.largest().sub_blocks()[0].key] == "SoftmaxAttention"
     assert names[space.largest().ends.key] == "Ends"
@@ -81,7 +89,7 @@ def test_a_finished_table_is_not_measured_again(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(profiler, "time_interleaved", never)
+    monkeypatch.setattr(filling, "time_interleaved", never)
     monkeypatch.setattr(profiler, "calibrate", never)
     again = profile(space, WORKLOADS, path)
     assert again.entries == first.entries
@@ -97,11 +105,12 @@ def test_an_interrupted_profile_goes_on(space: SearchSpace, tmp_path: Path) -> N
     with pytest.raises(KeyboardInterrupt):
         profile(space, WORKLOADS, path, progress=interrupt)
     partial = LatencyTable.load(path)
-    assert len(partial.entries) == profiler.GROUP_SIZE * len(WORKLOADS)
+    assert len(partial.entries) == filling.CHUNK * len(WORKLOADS)
     assert not partial.corrections
     table = profile(space, WORKLOADS, path)
     assert len(table.entries) == len(space.sub_blocks()) * len(WORKLOADS)
-    assert partial.entries.items() <= table.entries.items()
+    for name, entry in partial.entries.items():
+        assert table.entries[name].num_samples > entry.num_samples
     assert table.sentinel_us == partial.sentinel_us
 
 
@@ -126,22 +135,49 @@ def test_a_table_of_another_device_is_refused_untouched(space: SearchSpace, tmp_
     assert path.read_text() == text
 
 
-def test_too_short_a_budget_interpolates_inner_widths_and_says_so(
+def test_too_short_a_budget_uses_a_prior_and_says_so(
     space: SearchSpace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    path, specs = tmp_path / "t.json", space.sub_blocks()
     with caplog.at_level("WARNING"):
-        table = profile(space, WORKLOADS[:1], tmp_path / "t.json", time_budget_s=1e-6)
-    assert "interpolated" in caplog.text
-    specs = space.sub_blocks()
-    measured = {key for _, key in table.entries}
-    essential = {spec.key for spec in without_inner_widths(specs)}
-    assert essential <= measured
-    inner = [spec for spec in specs if spec.key not in measured]
-    assert inner
-    assert all(isinstance(spec, FFNSpec) for spec in inner)
-    assert table.entry(WORKLOADS[0], inner[0].key).source == INTERPOLATED
+        table = profile(space, WORKLOADS[:1], path, time_budget_s=1e-6)
+    assert "calibrated roofline" in caplog.text
+    measured = [spec for spec in specs if table.entry(WORKLOADS[0], spec.key).source == MEASURED]
+    assert measured == [s for s in specs if s in by_information(space, specs, 0)[: filling.CHUNK]]
     genotypes = space.sample_genotypes(np.random.default_rng(0), 20)
     assert all(table.latency_ms(space.decode(row), WORKLOADS[0]) > 0 for row in genotypes)
+    first = {key: table.entry(WORKLOADS[0], key) for _, key in table.entries}
+    again = profile(space, WORKLOADS[:1], path)
+    assert all(entry.source == MEASURED for entry in again.entries.values())
+    guesses = [
+        first[key].latency_us / again.entry(WORKLOADS[0], key).latency_us
+        for key, entry in first.items()
+        if entry.source == PRIOR
+    ]
+    assert guesses
+    assert all(1 / 5 < guess < 5 for guess in guesses)
+
+
+def test_the_most_frequent_come_first_and_inner_widths_last(space: SearchSpace) -> None:
+    specs = space.sub_blocks()
+    ordered = by_information(space, specs, 0)
+    assert sorted(ordered, key=specs.index) == specs
+    assert ordered[0] == space.largest().ends
+    inner = [spec not in without_inner_widths(specs) for spec in ordered]
+    assert inner == sorted(inner)
+
+
+def test_disturbed_samples_are_refused(
+    space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disturbed(targets: Mapping[str, Call], **arguments: Any) -> dict[str, Timing]:
+        timings = timing.time_interleaved(targets, **arguments)
+        return {name: replace(value, reliable=False) for name, value in timings.items()}
+
+    monkeypatch.setattr(filling, "time_interleaved", disturbed)
+    with pytest.raises(TooBusyError, match="too busy"):
+        profile(space, WORKLOADS[:1], tmp_path / "t.json")
+    assert not LatencyTable.load(tmp_path / "t.json").entries
 
 
 def test_a_busy_machine_is_said(
@@ -187,12 +223,23 @@ def test_widths_are_kept_for_every_placement() -> None:
 
 def test_calibration_networks_are_spread(space: SearchSpace, tmp_path: Path) -> None:
     table = profile(space, WORKLOADS[:1], tmp_path / "t.json")
-    archs = calibration_archs(table, space, WORKLOADS[:1], seed=0)
+    archs = calibration_archs(table, space, WORKLOADS[:1], 0, 24)
     assert len({arch.id for arch in archs}) == len(archs) == 24
     sums = [raw_sum_us(table, arch, WORKLOADS[0]) for arch in archs]
-    rows = space.sample_genotypes(np.random.default_rng(0), calibration.CALIBRATION_POOL)
+    num = 24 * calibration.POOL_PER_NETWORK
+    rows = space.sample_genotypes(np.random.default_rng(0), num)
     pool = [raw_sum_us(table, space.decode(row), WORKLOADS[0]) for row in rows]
     assert (min(sums), max(sums)) == (min(pool), max(pool))
+
+
+def test_more_time_buys_more_networks(space: SearchSpace, tmp_path: Path) -> None:
+    table = profile(space, WORKLOADS[:1], tmp_path / "t.json")
+    numbers = [
+        calibration.num_networks(table, space, WORKLOADS[:1], 0, seconds)
+        for seconds in (0.0, 4.0, 8.0, 1e6)
+    ]
+    assert numbers == sorted(numbers)
+    assert (numbers[0], numbers[-1]) == (calibration.MIN_NETWORKS, calibration.MAX_NETWORKS)
 
 
 def test_whole_networks_are_timed(space: SearchSpace) -> None:
@@ -203,8 +250,8 @@ def test_whole_networks_are_timed(space: SearchSpace) -> None:
     assert set(timings) == {"large", "small"}
     for by_workload in timings.values():
         assert set(by_workload) == {item.name for item in WORKLOADS}
-        for timing in by_workload.values():
-            assert timing.latency_us == pytest.approx(500.0 * timing.ratio)
+        for value in by_workload.values():
+            assert value.latency_us == pytest.approx(500.0 * value.ratio)
 
 
 def test_runs_repeat_from_the_same_state(space: SearchSpace) -> None:
@@ -242,37 +289,6 @@ def test_decode_step_sees_its_whole_context(space: SearchSpace) -> None:
             run()
             lengths = {part.length for part in states[0] if part is not None}  # type: ignore[attr-defined]
             assert lengths == {21}
-
-
-def test_tensor_memory_counts_what_is_alive() -> None:
-    with TensorMemory() as memory:
-        x = torch.zeros(1000, 25)
-        y = x + 1
-        view = y.view(-1)[10:]
-        assert memory.live_bytes == 200_000
-        del y
-        assert memory.live_bytes == 200_000
-        del view
-        assert memory.live_bytes == 100_000
-        x = (x * 2) * 3
-        assert memory.live_bytes == 100_000
-    assert memory.peak_bytes == 300_000
-
-
-def test_peak_memory_holds_weights_state_and_activations(space: SearchSpace) -> None:
-    network = Subnet(space.largest()).reset(torch.Generator().manual_seed(0)).eval()
-    weights = sum(p.numel() * p.element_size() for p in network.parameters())
-    tokens = 12 * 8
-    logits = 12 * space.vocab_size * 4
-    short = peak_mib(network, prefill(1, 12)) * MIB
-    assert short >= weights + tokens + logits
-    longer = peak_mib(network, prefill(1, 48)) * MIB
-    assert longer - short >= 36 * 4 * (space.vocab_size + network.arch.d_model)
-    assert peak_mib(network, prefill(1, 48)) * MIB == longer
-    state = state_bytes(network.init_state(1, 301))
-    assert peak_mib(network, decode(1, 300)) * MIB >= weights + state
-    packed = peak_mib(Subnet(network.arch).reset(torch.Generator()).pack().eval(), prefill(1, 12))
-    assert packed * MIB <= short
 
 
 def test_table_files_hold_plain_json(space: SearchSpace, tmp_path: Path) -> None:

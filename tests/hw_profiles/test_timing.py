@@ -154,8 +154,8 @@ def test_summary_equals_slow_reference() -> None:
     sentinels = [Sample(i // 3, noise.uniform(9, 11), 0.0) for i in range(90)]
     ratios = []
     for index in range(30):
-        mine = [s.call_us for s in samples if s.round == index and s.delay_share <= 0.005]
-        theirs = [s.call_us for s in sentinels if s.round == index]
+        mine = [s.call_us for s in samples if s.stretch == index and s.delay_share <= 0.005]
+        theirs = [s.call_us for s in sentinels if s.stretch == index]
         if mine:
             ratios.append(statistics.median(mine) / statistics.median(theirs))
     result = summarise(samples, sentinels, 1000.0)

@@ -1,0 +1,146 @@
+"""Timing a sample of a latency table again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from hw_profiles.backends import Backend, Call
+from hw_profiles.latency_table import MEASURED, LatencyTable
+from hw_profiles.process import single_threaded
+from hw_profiles.subnets import measure_subnets
+from hw_profiles.targets import build_for_timing, sub_block_inputs
+from hw_profiles.timing import Sentinel, time_interleaved
+from hw_profiles.workload import Workload
+from searchspace.arch import Arch
+from searchspace.errors import UserError
+from searchspace.specs import SubBlockSpec
+from searchspace.subnet import Subnet
+
+Progress = Callable[[float, str], None]
+
+ROUNDS = 24
+TARGET_ERROR = 0.01
+"""Relative standard error at which sub-blocks are done."""
+ARCH_POOL = 64
+
+
+def sampled_entries(table: LatencyTable, num: int) -> dict[Workload, list[SubBlockSpec]]:
+    """Return measured entries at even ranks of latency, about as many of each workload.
+
+    Raises:
+        UserError: when the table holds none.
+    """
+    specs = {spec.key: spec for space in table.spaces for spec in space.sub_blocks()}
+    chosen: dict[Workload, list[SubBlockSpec]] = {}
+    for index, workload in enumerate(table.workloads):
+        share = num // len(table.workloads) + (index < num % len(table.workloads))
+        known = sorted(
+            (entry.latency_us, key)
+            for (name, key), entry in table.entries.items()
+            if name == workload.name and key in specs and entry.source == MEASURED
+        )
+        if known and share:
+            chosen[workload] = [specs[known[rank][1]] for rank in even_ranks(len(known), share)]
+    if not chosen:
+        raise UserError("the latency table holds no measured sub-block; run `nas profile` first")
+    return chosen
+
+
+def even_ranks(total: int, num: int) -> list[int]:
+    """Return at most `num` different ranks below `total`, evenly spaced, both ends included."""
+    ranks = np.linspace(0, total - 1, min(num, total))
+    return list(dict.fromkeys(round(rank) for rank in ranks))
+
+
+class Retimed:
+    """Sub-blocks that were timed again."""
+
+    def __init__(self, table: LatencyTable, backend: Backend, seed: int, realtime: bool) -> None:
+        self.ratios: dict[tuple[str, str], float] = {}
+        self.num_reliable = 0
+        self._table, self._backend = table, backend
+        self._seed, self._realtime = seed, realtime
+
+    def time(self, workload: Workload, specs: Sequence[SubBlockSpec], time_budget_s: float) -> None:
+        """Time sub-blocks in one session."""
+        generator = torch.Generator().manual_seed(self._seed)
+        targets: dict[str, Call] = {}
+        for spec in specs:
+            block = build_for_timing(spec, generator)
+            inputs = sub_block_inputs(spec, workload, generator)
+            targets[spec.key] = self._backend.prepare(block, inputs, workload)
+        with self._backend.clock() as clock:
+            timings = time_interleaved(
+                targets,
+                rounds=ROUNDS,
+                rng=random.Random(self._seed),
+                sentinel=Sentinel(self._backend.sentinel(), self._table.sentinel_us),
+                time_budget_s=time_budget_s,
+                target_error=TARGET_ERROR,
+                realtime=self._realtime,
+                clock=clock,
+            )
+        for key, timing in timings.items():
+            entry = self._table.entry(workload, key)
+            self.ratios[workload.name, key] = timing.latency_us / entry.latency_us
+            self.num_reliable += timing.reliable
+
+    def worst(self, num: int) -> tuple[tuple[str, str, float], ...]:
+        """Return the ratios that are furthest from 1."""
+        ranked = sorted(
+            self.ratios, key=lambda key: max(self.ratios[key], 1 / self.ratios[key]), reverse=True
+        )
+        return tuple((*key, self.ratios[key]) for key in ranked[:num])
+
+
+def network_ratios(
+    table: LatencyTable,
+    num: int,
+    seed: int,
+    realtime: bool,
+    time_budget_s: float,
+    progress: Progress,
+) -> list[float]:
+    """Return measured / predicted latency of each network under each corrected workload."""
+    workloads = [item for item in table.workloads if item.name in table.corrections]
+    archs = _sampled_archs(table, workloads, num, seed) if workloads and num else []
+    if not archs:
+        return []
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad(), single_threaded():
+        networks = {arch.id: Subnet(arch).reset(generator).pack().eval() for arch in archs}
+    timings = measure_subnets(
+        networks,
+        workloads,
+        backend=table.device.backend,
+        reference_us=table.sentinel_us,
+        time_budget_s=time_budget_s,
+        seed=seed,
+        realtime=realtime,
+        progress=progress,
+    )
+    return [
+        timings[arch.id][workload.name].latency_us / (1e3 * table.latency_ms(arch, workload))
+        for arch in archs
+        for workload in workloads
+    ]
+
+
+def _sampled_archs(
+    table: LatencyTable, workloads: Sequence[Workload], num: int, seed: int
+) -> list[Arch]:
+    """Return random networks that the table prices, at even ranks of predicted latency."""
+    space = table.spaces[0]
+    rng = np.random.default_rng(seed)
+    priced: dict[str, tuple[float, Arch]] = {}
+    for arch in map(space.decode, space.sample_genotypes(rng, ARCH_POOL)):
+        try:
+            priced[arch.id] = sum(table.latency_ms(arch, item) for item in workloads), arch
+        except UserError:
+            continue
+    ranked = sorted(priced, key=lambda arch_id: priced[arch_id][0])
+    return [priced[ranked[rank]][1] for rank in even_ranks(len(ranked), num)]
