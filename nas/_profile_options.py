@@ -50,7 +50,18 @@ def add_profile_options(
         metavar="TABLE",
         help=f"use a table that is there instead of measuring: {TABLE_HELP}",
     )
-    add("--foreign", action="store_true", help="use it even though it is of another device")
+    add(
+        "--from",
+        dest="source",
+        metavar="TABLE",
+        help=f"transfer a table of another device by a few measurements: {TABLE_HELP}",
+    )
+    add(
+        "--measurements",
+        type=int,
+        metavar="N",
+        help="whole networks to time for --from (default: 20)",
+    )
     stage.set_defaults(command=functools.partial(_stage, config_of))
 
 

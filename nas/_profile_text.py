@@ -18,7 +18,7 @@ def list_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     cells = [
         (
             row["name"] + (" (shipped)" if row["shipped"] else ""),
-            row["device"] + (" (foreign)" if row["foreign"] else ""),
+            row["device"],
             row["backend"],
             str(row["num_threads"]),
             ", ".join(row["spaces"]) or "-",
@@ -32,7 +32,7 @@ def list_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def show_lines(facts: Mapping[str, Any]) -> list[str]:
-    """Return everything about one table; `facts` as of `hw_profiles.description.describe`."""
+    """Return everything about one table; `facts` are those of `describe`."""
     device = facts["device"]
     spaces = [f"{item['name']} (vocabulary {item['vocab_size']})" for item in facts["spaces"]]
     rows = [
@@ -44,8 +44,6 @@ def show_lines(facts: Mapping[str, Any]) -> list[str]:
         ("measured", f"{facts['first_measured_at']} to {facts['measured_at']}"),
         ("sentinel", f"{facts['sentinel_us']:.1f} us"),
     ]
-    if facts["foreign"]:
-        rows.append(("foreign", "its latencies are predictions for a device that is not here"))
     lines = aligned(rows)
     for name, workload in facts["workloads"].items():
         lines += ["", *_workload_lines(name, workload)]
@@ -110,7 +108,7 @@ def _disturbed_lines(items: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def diff_lines(facts: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two tables; `facts` as of `hw_profiles.comparison.Comparison`."""
+    """Return what differs between two tables; `facts` are those of a `Comparison`."""
     lines = aligned([("first", facts["first"]), ("second", facts["second"])])
     lines += [f"device: {sentence}" for sentence in facts["differences"]]
     if not facts["differences"]:

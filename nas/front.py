@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
+from hw_profiles.energy.networks import measure_energies_mj
 from hw_profiles.latency_table import LatencyTable
 from hw_profiles.memory import peak_mib
 from hw_profiles.subnets import measure_subnets
@@ -151,7 +152,7 @@ def measure_front(
     }
     archs = {arch.id: arch for members in groups.values() for arch, _ in members}
     qualities = _test_qualities(sources, archs, config.test_tokens, folder, reporter)
-    latencies, peaks = _latencies(sources, archs, reporter)
+    latencies, peaks, energies = _costs(sources, archs, reporter)
     search_losses = {item.arch.id: item.values[sources.objectives.names.index("loss")]
                      for item in items}  # fmt: skip
 
@@ -167,6 +168,7 @@ def measure_front(
                 **qualities[arch.id],
                 "latency_ms": latencies[arch.id],
                 "peak_mib": peaks[arch.id],
+                **({"energy_mj": energies[arch.id]} if arch.id in energies else {}),
             },
             "predicted": {"latency_ms": predicted},
             "search_loss": search_losses.get(arch.id),
@@ -206,10 +208,15 @@ def _test_qualities(
     return qualities
 
 
-def _latencies(
+def _costs(
     sources: FrontSources, archs: Mapping[str, Arch], reporter: Reporter
-) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """Time all networks interleaved, in their packed form."""
+) -> tuple[dict[str, dict[str, float]], dict[str, float], dict[str, dict[str, float]]]:
+    """Time all networks interleaved, in their packed form.
+
+    Returns:
+        Latencies in ms by arch id and workload, peak memory in MiB by arch id, and energies in mJ
+        by arch id and workload, which are absent where the machine has no meter.
+    """
     subnets: dict[str, Subnet] = {
         arch_id: sources.supernet.extract(arch).pack().eval().requires_grad_(False)
         for arch_id, arch in archs.items()
@@ -229,7 +236,11 @@ def _latencies(
         arch_id: {name: timing.latency_us / 1e3 for name, timing in by_workload.items()}
         for arch_id, by_workload in timings.items()
     }
-    return latencies, {arch_id: peak_mib(net, primary) for arch_id, net in subnets.items()}
+    peaks = {arch_id: peak_mib(net, primary) for arch_id, net in subnets.items()}
+    energies = measure_energies_mj(
+        subnets, workloads, sources.table.device.backend, seed=sources.seed
+    )
+    return latencies, peaks, energies
 
 
 def objective_values(record: Mapping[str, Any], names: Sequence[str], workload: str) -> list[float]:

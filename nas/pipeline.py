@@ -13,6 +13,7 @@ from torch import Tensor
 from hw_profiles.backends import get_backend
 from hw_profiles.device import Device
 from hw_profiles.latency_table import LatencyTable
+from hw_profiles.library.check import busy_here
 from hw_profiles.process import prepare_process
 from hw_profiles.profiler import profile
 from hw_profiles.workload import PHASES, Workload
@@ -226,6 +227,8 @@ class Pipeline:
     def profile(self) -> None:
         """Measure the device's latency table."""
         self.task  # noqa: B018  (the vocabulary size is part of what is timed)
+        if busy := busy_here(get_backend(self.config.profile.backend)):
+            self.reporter.say(f"warning: {busy}")
         with self.reporter.bar("profile") as bar:
             table = profile(
                 self.space,

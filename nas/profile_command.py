@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from hw_profiles.backends import Backend, get_backend
-from hw_profiles.check import busy_here, check_table
-from hw_profiles.comparison import compare
-from hw_profiles.description import describe
 from hw_profiles.device import Device
 from hw_profiles.latency_table import LatencyTable
+from hw_profiles.latency_table.locking import one_profiler
 from hw_profiles.library import adopt, find, list_tables, require_of
-from hw_profiles.locking import one_profiler
+from hw_profiles.library.check import busy_here, check_table
+from hw_profiles.library.comparison import compare
+from hw_profiles.library.description import describe
 from hw_profiles.process import prepare_process, usable_processors
-from hw_profiles.profiler import finished
+from hw_profiles.transfer import transfer
 from nas import _profile_text as text
 from nas.config import ExperimentConfig
 from nas.pipeline import Pipeline
@@ -28,6 +28,7 @@ from nas.progress import Reporter
 from searchspace.errors import UserError
 
 DEFAULT_RUN = "runs/quickstart"
+DEFAULT_MEASUREMENTS = 20
 EXIT_HOLDS, EXIT_DOES_NOT_HOLD = 0, 1
 
 
@@ -104,35 +105,38 @@ def stage_command(options: Namespace, config_of: Callable[..., ExperimentConfig]
     Raises:
         UserError: when config, folder and tables do not go together, or another profiler is at it.
     """
-    if options.foreign and not options.device:
+    if options.device and options.source:
         raise UserError(
-            "--foreign belongs to --device: name the table of the other device with --device, see "
-            "`nas profile list`"
+            "--device takes a table as it is, --from transfers one of another device: give one of "
+            "the two"
         )
-    source = find(options.device) if options.device else None
+    if options.measurements is not None and not options.source:
+        raise UserError("--measurements belongs to --from: name the table to transfer with --from")
+    ready = find(options.device) if options.device else None
+    source = LatencyTable.load(find(options.source)) if options.source else None
     values = {
         "profile__backend": options.backend,
         "profile__num_threads": options.threads,
         "profile__realtime": options.realtime or None,
     }
-    if source and not options.foreign:
+    if ready:
         if options.backend or options.threads:
             raise UserError(
                 "--device says which backend and how many threads; leave --backend and --threads "
-                "off, or add --foreign to use the table for another device"
+                "off, or transfer the table with --from"
             )
-        values |= _set_up_as(source)
+        values |= _set_up_as(ready)
     config = config_of(**values)
     reporter = Reporter(options.quiet)
     pipeline = Pipeline(config, reporter)
     with one_profiler(pipeline.folder.table):
-        if source and _adopted(pipeline, source, options.foreign).foreign:
-            reporter.say(
-                f"latency table: taken from {source}, of another device; latencies are predictions "
-                "for that device, and none of them can be measured here"
-            )
+        if source:
+            _transfer(pipeline, source, options.measurements or DEFAULT_MEASUREMENTS, reporter)
         else:
-            _measure(pipeline, reporter)
+            if ready:
+                here = Device.current(get_backend(config.profile.backend))
+                adopt(ready, pipeline.folder.table, here)
+            pipeline.profile()
     return pipeline.folder.path
 
 
@@ -153,32 +157,31 @@ def _set_up_as(source: Path) -> dict[str, Any]:
     return values
 
 
-def _adopted(pipeline: Pipeline, source: Path, foreign: bool) -> LatencyTable:
-    """Copy a table into a run folder.
-
-    Raises:
-        UserError: when it is of another device and that was not asked for, or is but lacks what
-            only that device could measure.
-    """
-    here = Device.current(get_backend(pipeline.config.profile.backend))
-    table = LatencyTable.load(source)
-    complete = finished(table, pipeline.space, pipeline.workloads)
-    if foreign and table.device.difference(here) and not complete:
-        raise UserError(
-            f"the latency table {source} does not hold every sub-block of space "
-            f"{pipeline.space.name!r} under {', '.join(item.name for item in pipeline.workloads)}, "
-            "and what is missing cannot be measured here; see `nas profile show` for its spaces "
-            "and workloads"
+def _transfer(
+    pipeline: Pipeline, source: LatencyTable, num_measurements: int, reporter: Reporter
+) -> None:
+    """Make the run folder's table from another device's and a few whole networks timed here."""
+    profile = pipeline.config.profile
+    _say_busy(get_backend(profile.backend), reporter)
+    with reporter.bar("transfer") as bar:
+        table = transfer(
+            source,
+            pipeline.space,
+            pipeline.workloads,
+            pipeline.folder.table,
+            num_measurements=num_measurements,
+            backend=profile.backend,
+            num_threads=profile.num_threads,
+            seed=pipeline.config.seed,
+            realtime=profile.realtime,
+            progress=bar.update,
         )
-    return adopt(source, pipeline.folder.table, here, foreign=foreign)
-
-
-def _measure(pipeline: Pipeline, reporter: Reporter) -> None:
-    path = pipeline.folder.table
-    known = path.exists() and finished(LatencyTable.load(path), pipeline.space, pipeline.workloads)
-    if not known:
-        _say_busy(get_backend(pipeline.config.profile.backend), reporter)
-    pipeline.profile()
+    for workload in table.workloads:
+        fit = table.correction(workload)
+        reporter.say(
+            f"latency table: {workload.name} predicted within {fit.mape:.1f}% (left-out error on "
+            f"{fit.num_networks} whole networks); `nas profile` measures the rest"
+        )
 
 
 def _say_busy(backend: Backend, reporter: Reporter) -> str:

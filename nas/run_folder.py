@@ -18,6 +18,7 @@ IDENTITY = (
     "task",
     *(f"train.{f.name}" for f in fields(TrainConfig) if f.name not in ("budget_s", "checkpoint_s")),
     "profile.workloads",
+    "profile.backend",
     "profile.num_threads",
     "search.objectives",
     "search.workload",

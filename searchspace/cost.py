@@ -7,7 +7,8 @@ the meta device, once per different sub-block.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 SpecCost = Callable[[SubBlockSpec], float]
 SpecCosts = Callable[[SubBlockSpec], tuple[float, ...]]
 
+Indices = NDArray[np.int64]
 CHUNK = 16_384
 """Genotypes priced at once: few enough for the caches."""
 
@@ -92,13 +94,47 @@ def arch_cost(arch: Arch, cost: SpecCost) -> float:
     return sum(cost(spec) for spec in arch.sub_blocks())
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Which sub-blocks some genotypes (n, genes) consist of, as places in a `CostTable`.
+
+    Args:
+        ends: of the ends, shape (n,).
+        halves: of each half's table, one array (n,) per slot.
+    """
+
+    ends: Indices
+    halves: tuple[tuple[Indices, ...], ...]
+
+
+def rows_of(space: SearchSpace, genotypes: Indices) -> Iterator[Rows]:
+    """Yield the rows of canonical genotypes (n, genes), some thousands at a time."""
+    for begin in range(0, len(genotypes), CHUNK):
+        chunk = np.asfortranarray(genotypes[begin : begin + CHUNK])
+        width = space.indices(chunk, "d_model")
+        skipped = [space.indices(chunk, f"layers.{i}.skip") != 0 for i in range(space.num_layers)]
+        halves = []
+        for half in (space.mixer_half, space.ffn_half):
+            # The last row of each width is a layer that is skipped.
+            num = len(half.layers)
+            first = width * (num + 1)
+            halves.append(
+                tuple(
+                    first + np.where(skip, num, half.index(chunk, slot))
+                    for slot, skip in enumerate(skipped)
+                )
+            )
+        yield Rows(width, tuple(halves))
+
+
 class CostTable:
-    """Additive costs of every choice of a space, to price many genotypes at once.
+    """Costs of every choice of a space, to price many genotypes at once.
 
     Args:
         space: the search space.
         cost: cost of one sub-block, in any unit, or a tuple of several costs.
         intercept: added once per network.
+        combine: what makes a network's cost of its sub-blocks', whose 0 changes nothing.
     """
 
     def __init__(
@@ -106,51 +142,46 @@ class CostTable:
         space: SearchSpace,
         cost: SpecCost | SpecCosts,
         intercept: float = 0.0,
+        combine: np.ufunc = np.add,
     ) -> None:
         self.space = space
-        self._halves: tuple[MixerHalf | FFNHalf, ...] = (space.mixer_half, space.ffn_half)
+        self._intercept = intercept
+        self._combine = combine
         ends = [cost(EndsSpec(d, space.vocab_size, space.family)) for d in space.d_model]
-        self._ends = np.array(ends, dtype=np.float64) + intercept
-        nothing = np.zeros(self._ends.shape[1:])
+        self._ends = np.array(ends)
+        nothing = np.zeros(self._ends.shape[1:], self._ends.dtype)
 
         def priced(spec: SubBlockSpec | None) -> Any:
             return nothing if spec is None else cost(spec)
 
-        # The last row is a layer that is skipped.
+        halves: tuple[MixerHalf | FFNHalf, ...] = (space.mixer_half, space.ffn_half)
         self._tables = [
             np.array(
                 [
-                    [*(priced(half.spec(layer, d)) for layer in half.layers), nothing]
+                    row
                     for d in space.d_model
-                ],
-                dtype=np.float64,
+                    for row in (*(priced(half.spec(layer, d)) for layer in half.layers), nothing)
+                ]
             )
-            for half in self._halves
+            for half in halves
         ]
 
-    def of(self, genotypes: NDArray[np.int64]) -> NDArray[np.float64]:
+    def of(self, genotypes: Indices) -> NDArray[Any]:
         """Return the costs of each row of canonical `genotypes` (n, genes).
 
         Returns:
             Shape (n,), or (n, costs) where the cost of a sub-block is a tuple.
         """
-        chunks = [
-            self._of(genotypes[begin : begin + CHUNK]) for begin in range(0, len(genotypes), CHUNK)
-        ]
+        chunks = [self.total(rows) for rows in rows_of(self.space, genotypes)]
         return np.concatenate([self._ends[:0], *chunks])
 
-    def _of(self, genotypes: NDArray[np.int64]) -> NDArray[np.float64]:
-        space, genotypes = self.space, np.asfortranarray(genotypes)
-        width = space.indices(genotypes, "d_model")
-        total = self._ends[width]
-        for half, table in zip(self._halves, self._tables, strict=True):
-            num_rows = table.shape[1]
-            flat, begin = table.reshape(-1, *table.shape[2:]), width * num_rows
-            for slot in range(space.num_layers):
-                skipped = space.indices(genotypes, f"layers.{slot}.skip") != 0
-                row = np.where(skipped, num_rows - 1, half.index(genotypes, slot))
-                total += flat[begin + row]
-        return total
+    def total(self, rows: Rows) -> NDArray[Any]:
+        """Return the costs of each row."""
+        total = self._ends[rows.ends]
+        for table, slots in zip(self._tables, rows.halves, strict=True):
+            for row in slots:
+                total = self._combine(total, table[row])
+        return total + self._intercept if self._intercept else total
 
 
 def reachable_specs(space: SearchSpace) -> list[SubBlockSpec]:

@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--num", type=int, default=60, help="archs (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=12345)
+    parser.add_argument("--rounds", type=int, default=20, help="of each measurement")
     parser.add_argument("--budget-s", type=float, default=150.0, help="for measuring a table")
     parser.add_argument("--realtime", action="store_true")
     parser.add_argument("--out", type=Path, help="folder of results, which may hold some already")
@@ -62,6 +63,7 @@ def run_all(arguments: argparse.Namespace) -> dict[str, Any]:
                         + ["--presets", preset, "--backends", backend, "--threads", str(threads)]
                         + ["--num", str(arguments.num), "--seed", str(arguments.seed)]
                         + ["--budget-s", str(arguments.budget_s), "--out", str(arguments.out)]
+                        + ["--rounds", str(arguments.rounds)]
                         + ["--realtime"] * arguments.realtime,
                         check=True,
                     )
@@ -120,6 +122,7 @@ def run_one(arguments: argparse.Namespace) -> None:
             workloads,
             backend=backend,
             reference_us=table.sentinel_us,
+            rounds=arguments.rounds,
             seed=seed,
             realtime=arguments.realtime,
         )
@@ -305,8 +308,8 @@ def text_of(results: dict[str, Any]) -> list[str]:
         for workload, values in result["workloads"].items():
             low, high = values["range_ms"]
             lines.append(
-                f"  {workload}, {low:.2f} to {high:.2f} ms; fitted on {values['num_fitted']} networks; "
-                f"90 % interval holds for {values['interval_90_holds_pct']:.0f} %"
+                f"  {workload}, {low:.2f} to {high:.2f} ms; fitted on {values['num_fitted']} "
+                f"networks; 90 % interval holds for {values['interval_90_holds_pct']:.0f} %"
             )
             for row, row_figures in values["figures"].items():
                 cells = "".join(f"{row_figures[column]:15.2f}" for column in COLUMNS)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hw_profiles._calibrated_prior import kind_of, precision_of
 from hw_profiles.roofline import (
     CalibratedPrior,
     Peaks,
@@ -17,6 +16,7 @@ from hw_profiles.roofline import (
     suspicious,
     work,
 )
+from hw_profiles.roofline.calibrated_prior import kind_of, precision_of
 from hw_profiles.workload import Workload, decode, prefill
 from searchspace.space import SearchSpace
 from searchspace.specs import FFNSpec, SubBlockSpec

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from hw_profiles import correction_fit
-from hw_profiles.correction import MIB, Correction, Spill, traits, working_set_bytes
-from hw_profiles.correction_fit import Networks, fit_correction
+from hw_profiles.latency_table.correction import MIB, Correction, Spill, traits, working_set_bytes
+from hw_profiles.profiler import correction_fit
+from hw_profiles.profiler.correction_fit import Networks, fit_correction
 from hw_profiles.workload import decode, prefill
 from searchspace.space import SearchSpace
 from searchspace.specs import EndsSpec, SubBlockSpec
@@ -37,6 +37,7 @@ def made(
         parts = sum(truth.sub_block_us(s, u) for s, u in zip(row, given, strict=True))
         mib = sum(working_set_bytes(spec, WORKLOAD) for spec in row) / MIB
         once = truth.network_us(np.array([sum(given)]), np.array([mib]))[0]
+        once += truth.traits_us(trait for spec in row for trait in traits(spec))
         measured.append(float((parts + once) * (1 + noise * rng.standard_normal())))
     return Networks(specs, entries, measured, WORKLOAD)
 
@@ -46,7 +47,8 @@ def predicted(fit: Correction, networks: Networks) -> np.ndarray:
     for row, given in zip(networks.specs, networks.entries_us, strict=True):
         parts = sum(fit.sub_block_us(s, u) for s, u in zip(row, given, strict=True))
         mib = sum(working_set_bytes(spec, WORKLOAD) for spec in row) / MIB
-        out.append(parts + fit.network_us(np.array([sum(given)]), np.array([mib]))[0])
+        once = fit.traits_us(trait for spec in row for trait in traits(spec))
+        out.append(parts + once + fit.network_us(np.array([sum(given)]), np.array([mib]))[0])
     return np.array(out)
 
 
@@ -85,6 +87,7 @@ def test_a_ridge_is_taken_where_left_out_networks_say_so(space: SearchSpace) -> 
         scale=1.1,
         per_sub_block_us=6.0,
         scales={"mixer gla": 0.5, "int8": -0.3, "rmsnorm": 0.2, "ffn swiglu": -0.2},
+        once_us={"mixer gla": 60.0, "ffn relu2": -30.0},
         spills=(Spill(2.0, 4.0, 20.0, 0.1),),
     )
     few = fit_correction(made(space, truth, 12))
@@ -144,7 +147,9 @@ def test_left_out_predictions_equal_explicit_refits(penalty: float) -> None:
 
 
 def test_dict_round_trip_and_refusals() -> None:
-    truth = Correction(1.1, 2.0, 3.0, {"int8": 0.1}, (Spill(1.0, 2.0, 3.0, 0.1),), 2.0, 0.05, 9)
+    truth = Correction(
+        1.1, 2.0, 3.0, {"int8": 0.1}, {"rope": 2.0}, (Spill(1.0, 2.0, 3.0, 0.1),), 2.0, 0.05, 9
+    )
     assert Correction.from_dict(truth.to_dict()) == truth
     for wrong in (
         {"scale": "2"},
@@ -153,6 +158,7 @@ def test_dict_round_trip_and_refusals() -> None:
         {"spills": [{"begin_mib": 2.0, "end_mib": 1.0, "us_per_mib": 0.0, "scale": 0.0}]},
         {"num_networks": 2.5},
         {"scales": {"int8": None}},
+        {"once_us": {"int8": "x"}},
     ):
         with pytest.raises(ValueError):
             Correction.from_dict({**truth.to_dict(), **wrong})

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from hw_profiles import energy
-from hw_profiles._rapl import rapl_meters
-from hw_profiles.backends._graph_call import GraphCall
+from hw_profiles.backends.cuda.graph_call import GraphCall
 from hw_profiles.energy import EnergyMeter, energy_meters, measure_energy_mj, missing_meters
+from hw_profiles.energy.rapl import rapl_meters
 from searchspace.errors import UserError
 from tests.hw_profiles.conftest import FakeClock
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hw_profiles import calibration, filling, subnets
+from hw_profiles import subnets
 from hw_profiles.backends.eager import runner
 from hw_profiles.memory import MIB, peak_mib
-from hw_profiles.profiler import profile
+from hw_profiles.profiler import calibration, filling, profile
 from hw_profiles.subnets import measure_subnets
 from hw_profiles.targets import build_for_timing, sub_block_inputs
 from hw_profiles.workload import Workload, decode, prefill

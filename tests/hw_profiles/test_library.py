@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from hw_profiles import library
-from hw_profiles.comparison import Ratios, compare
-from hw_profiles.correction import Correction
-from hw_profiles.description import describe
 from hw_profiles.latency_table import Entry, LatencyTable
+from hw_profiles.latency_table.correction import Correction
 from hw_profiles.library import TABLES, adopt, find, list_tables, ship, shipped_tables
+from hw_profiles.library.comparison import Ratios, compare
+from hw_profiles.library.description import describe
 from hw_profiles.workload import decode, prefill
 from searchspace.errors import UserError
 from searchspace.space import SearchSpace
@@ -59,7 +58,7 @@ def test_what_is_shipped_can_be_used() -> None:
     for name, path in shipped_tables(TABLES).items():
         assert library.NAME.fullmatch(name)
         found = LatencyTable.load(path)
-        assert found.spaces and found.entries and not found.foreign
+        assert found.spaces and found.entries
         assert not list(library._faults(found))
         assert socket.gethostname() not in json.dumps(found.to_dict())
 
@@ -130,7 +129,6 @@ def test_only_good_tables_are_shipped(table: LatencyTable, tmp_path: Path) -> No
             ship(path, name)
     faulty = {
         "search space": {"spaces": ()},
-        "not there": {"foreign": True},
         "1 entries were not measured": {
             "entries": {**table.entries, key: entry(1.0, source="transferred")}
         },
@@ -213,24 +211,13 @@ def test_a_table_of_this_device_is_adopted_once(table: LatencyTable, tmp_path: P
     source, path = save(table, tmp_path / "t.json"), tmp_path / "run" / "latency_table.json"
     for _ in range(2):
         taken = adopt(source, path, replace(DEVICE, memory_gib=1.0))
-        assert taken.entries == table.entries and not taken.foreign
-    assert not adopt(source, path, DEVICE, foreign=True).foreign, "it is this device after all"
+        assert taken.entries == table.entries
     with pytest.raises(UserError, match="already there and of device"):
         adopt(save(replace(table, device=OTHER), tmp_path / "o.json"), path, OTHER)
 
 
-def test_a_table_of_another_device_is_refused_or_marked(
-    table: LatencyTable, tmp_path: Path
-) -> None:
+def test_a_table_of_another_device_is_refused(table: LatencyTable, tmp_path: Path) -> None:
     source, path = save(table, tmp_path / "t.json"), tmp_path / "run" / "latency_table.json"
-    with pytest.raises(UserError, match=r"num threads is 4 instead of 2.*--foreign"):
+    with pytest.raises(UserError, match=r"num threads is 4 instead of 2.*--from"):
         adopt(source, path, OTHER)
     assert not path.exists()
-    assert adopt(source, path, OTHER, foreign=True).foreign
-    found = LatencyTable.load(path)
-    assert found.foreign and found.entries == table.entries
-    assert math.isclose(found.latency_ms(found.spaces[0].largest(), WORKLOADS[0]),
-                        table.latency_ms(found.spaces[0].largest(), WORKLOADS[0]))  # fmt: skip
-    # What was measured here is never mixed with it.
-    with pytest.raises(UserError, match="already there"):
-        adopt(source, path, DEVICE)

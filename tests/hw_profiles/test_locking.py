@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from hw_profiles import locking
-from hw_profiles.latency_table import Correction, Entry, LatencyTable
-from hw_profiles.locking import file_lock, one_profiler
+from hw_profiles.latency_table import Correction, Entry, LatencyTable, locking
+from hw_profiles.latency_table.locking import file_lock, one_profiler
 from hw_profiles.workload import decode, prefill
 from searchspace.errors import UserError
 from tests.hw_profiles.test_device import DEVICE

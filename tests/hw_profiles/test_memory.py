@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from hw_profiles._block_memory import arch_peak_bytes
-from hw_profiles._dry_run import DryRun
 from hw_profiles.memory import (
     MIB,
     TensorMemory,
@@ -25,6 +23,8 @@ from hw_profiles.memory import (
     network_peak_bytes,
     peak_mib,
 )
+from hw_profiles.memory.blocks import arch_peak_bytes
+from hw_profiles.memory.dry_run import DryRun
 from hw_profiles.workload import decode, prefill
 from searchspace.arch import Arch
 from searchspace.cost import CostTable, arch_cost, state_bytes, weight_bytes

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from hw_profiles import calibration, filling, profiler, subnets, timing
+from hw_profiles import profiler, subnets, timing
 from hw_profiles.backends import Call
 from hw_profiles.backends.eager import runner
-from hw_profiles.calibration import calibration_archs, raw_sum_us
 from hw_profiles.latency_table import MEASURED, PRIOR, LatencyTable
-from hw_profiles.planning import by_information, without_inner_widths
-from hw_profiles.profiler import profile
+from hw_profiles.profiler import calibration, filling, profile
+from hw_profiles.profiler.calibration import calibration_archs, raw_sum_us
+from hw_profiles.profiler.planning import by_information, without_inner_widths
 from hw_profiles.samples import Timing, TooBusyError
 from hw_profiles.subnets import measure_subnets
 from hw_profiles.targets import build_for_timing, sub_block_inputs

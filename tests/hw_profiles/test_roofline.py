@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from hw_profiles import _measured_peaks
-from hw_profiles._operator_work import OperatorCounter
 from hw_profiles.backends.eager import EagerBackend
 from hw_profiles.roofline import (
     Operator,
@@ -19,9 +17,11 @@ from hw_profiles.roofline import (
     Roofline,
     Work,
     measure_peaks,
+    measured_peaks,
     peaks_differ,
     work,
 )
+from hw_profiles.roofline.operator_work import OperatorCounter
 from hw_profiles.targets import build_for_timing, sub_block_inputs
 from hw_profiles.timing import time_interleaved
 from hw_profiles.workload import Workload, decode, prefill
@@ -205,9 +205,9 @@ def test_damaged_peaks_are_refused(damage: dict[str, Any]) -> None:
 
 @pytest.mark.usefixtures("undisturbed", "one_thread")
 def test_peaks_of_this_machine_can_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_measured_peaks, "ROUNDS", 2)
-    monkeypatch.setattr(_measured_peaks, "PRODUCT_SIZE", {"cpu": 128})
-    monkeypatch.setattr(_measured_peaks, "COPY_BYTES", (1 << 16, 1 << 23))
+    monkeypatch.setattr(measured_peaks, "ROUNDS", 2)
+    monkeypatch.setattr(measured_peaks, "PRODUCT_SIZE", {"cpu": 128})
+    monkeypatch.setattr(measured_peaks, "COPY_BYTES", (1 << 16, 1 << 23))
     peaks = measure_peaks(EagerBackend())
     assert {"fp32", "bf16", "int8", "int8_weight", "int4"} <= set(peaks.gflops)
     assert set(peaks.copy_gb_s) == {str(1 << 16), str(1 << 23)}
@@ -239,15 +239,15 @@ def test_only_ratios_between_rates_make_devices_differ() -> None:
 def test_a_busy_machine_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_measured_peaks, "ROUNDS", 2)
-    monkeypatch.setattr(_measured_peaks, "PRODUCT_SIZE", {"cpu": 64})
-    monkeypatch.setattr(_measured_peaks, "COPY_BYTES", (1 << 16,))
+    monkeypatch.setattr(measured_peaks, "ROUNDS", 2)
+    monkeypatch.setattr(measured_peaks, "PRODUCT_SIZE", {"cpu": 64})
+    monkeypatch.setattr(measured_peaks, "COPY_BYTES", (1 << 16,))
 
     def busy(*args: Any, **options: Any) -> Any:
         timings = time_interleaved(*args, **options)
         return {**timings, "int8": replace(timings["int8"], reliable=False)}
 
-    monkeypatch.setattr(_measured_peaks, "time_interleaved", busy)
+    monkeypatch.setattr(measured_peaks, "time_interleaved", busy)
     with caplog.at_level(logging.WARNING):
         measure_peaks(EagerBackend(), reference_us=1000.0)
     assert "int8" in caplog.text and "fp32" not in caplog.text

@@ -5,15 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hw_profiles._table_file import CHECKSUM, VERSION, checksum
 from hw_profiles.latency_table import Correction, Entry, LatencyTable
+from hw_profiles.latency_table.file import CHECKSUM, VERSION, checksum
 from hw_profiles.workload import decode, prefill
 from searchspace.errors import UserError
 from searchspace.space import SearchSpace
@@ -167,9 +166,3 @@ def test_folders_and_unreadable_files_are_refused(tmp_path: Path) -> None:
         LatencyTable.load(tmp_path / "folder.json")
     with pytest.raises(UserError, match=r"no latency table at .*absent"):
         LatencyTable.load(tmp_path / "absent.json")
-
-
-def test_a_foreign_mark_is_kept(tmp_path: Path) -> None:
-    path = tmp_path / "t.json"
-    replace(TABLE, foreign=True).save(path)
-    assert LatencyTable.load(path).foreign

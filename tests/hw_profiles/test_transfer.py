@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from hw_profiles import subnets
-from hw_profiles._transfer_features import transfer_features
-from hw_profiles.correction import Correction, Spill
 from hw_profiles.latency_table import Entry, LatencyTable
+from hw_profiles.latency_table.correction import Correction, Spill
 from hw_profiles.samples import Timing
 from hw_profiles.transfer import TRANSFERRED, choose_networks, transfer, transferred
+from hw_profiles.transfer.features import transfer_features
 from hw_profiles.workload import Workload, decode, prefill
 from searchspace.arch import Arch
 from searchspace.cost import flops
@@ -25,7 +25,7 @@ WORKLOAD = prefill(1, 64)
 OTHER = replace(DEVICE, num_threads=1)
 SENTINEL_US = 1000.0
 CORRECTION = Correction(
-    1.1, 3.0, -9.0, {"mixer gla": 0.1}, (Spill(0.02, 0.2, 90.0, 0.05),), 2.0, 0.04, 12
+    1.1, 3.0, -9.0, {"mixer gla": 0.1}, {}, (Spill(0.02, 0.2, 90.0, 0.05),), 2.0, 0.04, 12
 )
 
 

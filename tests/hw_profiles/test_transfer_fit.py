@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from hw_profiles._transfer_choice import NOISE_SD, most_informative
-from hw_profiles._transfer_features import Features
-from hw_profiles._transfer_fit import TransferModel, _fit_with, fit_transfer
+from hw_profiles.transfer.choice import NOISE_SD, most_informative
+from hw_profiles.transfer.features import Features
+from hw_profiles.transfer.fit import TransferModel, _fit_with, fit_transfer
 
 
 def test_networks_are_chosen_by_the_variance_they_leave() -> None:

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pytest
 
+from hw_profiles.latency_table import LatencyTable
 from nas.tasks.registry import TASKS
 
 ROOT = Path(__file__).parents[2]
@@ -238,9 +240,9 @@ def check_commands_on_a_finished_run(config: Path, out: Path, result: dict[str, 
     assert (out / "report.html").stat().st_size > 10_000
     other = nas("run", str(config), "--out", str(out), "--seed", "9", "--quiet")
     assert other.returncode == 2 and "holds a run with seed=0, not 9" in other.stderr
-    table = json.loads((out / "latency_table.json").read_text())
-    table["device"]["cpu"] = "Another CPU"
-    (out / "latency_table.json").write_text(json.dumps(table))
+    table = LatencyTable.load(out / "latency_table.json")
+    table.device = replace(table.device, cpu="Another CPU")
+    table.save(out / "latency_table.json", keep_others=False)
     refused = nas("search", str(out), "--quiet")
     assert refused.returncode == 2 and "Another CPU" in refused.stderr
     copy = out.parent / "copy"

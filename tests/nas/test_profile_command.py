@@ -7,17 +7,18 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from hw_profiles import library, process
-from hw_profiles.check import TableCheck
-from hw_profiles.comparison import Ratios
-from hw_profiles.correction import Correction, Spill
 from hw_profiles.device import Device
 from hw_profiles.latency_table import LatencyTable
-from hw_profiles.locking import one_profiler
+from hw_profiles.latency_table.correction import Correction, Spill
+from hw_profiles.latency_table.locking import one_profiler
+from hw_profiles.library.check import TableCheck
+from hw_profiles.library.comparison import Ratios
 from hw_profiles.workload import Workload
 from nas import profile_command
 from nas._profile_options import join_command
@@ -65,7 +66,7 @@ def table(space: SearchSpace) -> LatencyTable:
     found = synthetic_table(space)
     found.spaces = (space,)
     fit = Correction(
-        1.2, 3.0, -5.0, {"int8": 0.1}, (Spill(2.0, 4.0, 80.0, 0.0),), 2.5, 0.06, num_networks=24
+        1.2, 3.0, -5.0, {"int8": 0.1}, {}, (Spill(2.0, 4.0, 80.0, 0.0),), 2.5, 0.06, 24
     )
     found.corrections = {item.name: fit for item in found.workloads}
     return found
@@ -194,7 +195,9 @@ def test_diff_names_facts_and_entries(
         (["check"], "runs/quickstart"),
         (["check", "other.json"], "instead of Another processor"),
         (["diff", "good.json", "half.json"], "half.json is not a latency table: it is truncated"),
-        (["--foreign"], "--foreign belongs to --device"),
+        (["--measurements", "9"], "--measurements belongs to --from"),
+        (["--device", "good.json", "--from", "other.json"], "give one of the two"),
+        (["--from", "absent"], "none is shipped"),
         (["--device", "absent"], "none is shipped"),
         (["--device", "good.json", "--threads", "1"], "leave --backend and --threads off"),
         (["--backend", "eagr", "--out", "o"], "did you mean 'eager'"),
@@ -283,34 +286,43 @@ def test_a_finished_table_of_this_device_is_used_instead_of_measuring(
     assert run(config, "--out", "out", "--device", "here-1t", "--json", "--quiet") == 0
     assert json.loads(capsys.readouterr().out) == {"stage": "profile", "folder": "out"}
     taken = LatencyTable.load(Path("out/latency_table.json"))
-    assert taken.entries == table.entries and not taken.foreign
+    assert taken.entries == table.entries
 
 
 @pytest.mark.usefixtures("made")
-def test_a_table_of_another_device_needs_a_word(
+def test_a_table_of_another_device_is_not_taken_as_it_is(
     table: LatencyTable, config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(foreign(table), "t.json")
     assert run(config, "--out", "out", "--device", "t.json", "--quiet") == 2
     assert "instead of Another processor" in capsys.readouterr().err
     assert not Path("out").exists(), "refused before anything is written"
-    assert run(config, "--out", "out", "--device", "t.json", "--foreign") == 0
-    assert "of another device" in " ".join(capsys.readouterr().err.split())
-    taken = LatencyTable.load(Path("out/latency_table.json"))
-    assert taken.foreign and taken.device.cpu == "Another processor"
-    assert not Path("out/measured").exists()
-    assert run("check", "out") == 2, "nothing here can check it"
 
 
 @pytest.mark.usefixtures("made")
-def test_a_foreign_table_must_hold_everything(
-    table: LatencyTable, config: str, capsys: pytest.CaptureFixture[str]
+def test_a_table_of_another_device_is_transferred(
+    table: LatencyTable,
+    config: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    del table.entries[next(iter(table.entries))]
+    seen: dict[str, Any] = {}
+
+    def transfer(source: LatencyTable, space: Any, workloads: Any, path: Path, **more: Any) -> Any:
+        seen.update(more, source=source.device.cpu, path=path, workloads=workloads)
+        return table
+
+    monkeypatch.setattr(profile_command, "transfer", transfer)
+    monkeypatch.setattr(profile_command, "busy_here", lambda backend: "it is busy here")
     save(foreign(table), "t.json")
-    assert run(config, "--out", "out", "--device", "t.json", "--foreign", "--quiet") == 2
-    assert "does not hold every sub-block of space 'decoder-tiny'" in capsys.readouterr().err
-    assert not Path("out/latency_table.json").exists()
+    options = ["--from", "t.json", "--measurements", "12", "--threads", "1"]
+    assert run(config, "--out", "out", *options) == 0
+    assert seen["source"] == "Another processor"
+    assert seen["path"] == Path("out/latency_table.json")
+    assert (seen["num_measurements"], seen["num_threads"], seen["backend"]) == (12, 1, "eager")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "warning: it is busy here" in said and "`nas profile` measures the rest" in said
+    assert not Path("out/measured").exists()
 
 
 def test_options_reach_the_config(
@@ -325,19 +337,6 @@ def test_options_reach_the_config(
     assert run(config, "--out", "plain") == 0
     profile = made[1].profile
     assert (profile.backend, profile.num_threads, profile.realtime) == ("eager", None, False)
-
-
-def test_a_busy_machine_is_said_before_anything_is_measured(
-    made: list[ExperimentConfig],
-    config: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(profile_command, "busy_here", lambda backend: "it is busy here")
-    assert run(config, "--out", "out") == 0
-    assert "warning: it is busy here" in capsys.readouterr().err
-    assert run(config, "--out", "out", "--quiet") == 0
-    assert capsys.readouterr().err == ""
 
 
 def test_the_device_decides_threads_and_backend(

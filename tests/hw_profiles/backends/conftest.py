@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hw_profiles.backends import _cuda_device, cuda
+from hw_profiles.backends import cuda
+from hw_profiles.backends.cuda import device as cuda_device
 from hw_profiles.targets import build_for_timing, sub_block_inputs
 from hw_profiles.workload import Workload
 from searchspace.specs import FFNSpec, MixerSpec
@@ -93,7 +94,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(cuda, "current_device", lambda: CPU)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    for cached in (cuda._side_stream, cuda._say_plain, _cuda_device.describe_device):
+    for cached in (cuda._side_stream, cuda._say_plain, cuda_device.describe_device):
         cached.cache_clear()
     return fake
 

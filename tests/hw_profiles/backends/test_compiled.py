@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch._inductor import config
 
 from hw_profiles.backends import compiled
-from hw_profiles.backends._graphs import capture
 from hw_profiles.backends.base import UnsupportedError
 from hw_profiles.backends.compiled import CompiledBackend
+from hw_profiles.backends.compiled.graphs import capture
 from hw_profiles.backends.eager import runner
 from hw_profiles.targets import build_for_timing, sub_block_inputs
 from hw_profiles.workload import Workload, decode, prefill

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hw_profiles.backends import _cuda_device, cuda
-from hw_profiles.backends._cuda_clock import CudaClock
-from hw_profiles.backends._graph_call import GraphCall, PlainCall, num_repeats
-from hw_profiles.backends._replicas import Replica
+from hw_profiles.backends import cuda
 from hw_profiles.backends.base import UnsupportedError
 from hw_profiles.backends.cuda import CudaBackend
+from hw_profiles.backends.cuda import device as cuda_device
+from hw_profiles.backends.cuda.clock import CudaClock
+from hw_profiles.backends.cuda.graph_call import GraphCall, PlainCall, num_repeats
+from hw_profiles.backends.cuda.replicas import Replica
 from hw_profiles.backends.eager import runner
 from hw_profiles.timing import Sentinel, time_interleaved
 from hw_profiles.workload import decode, prefill
@@ -176,7 +177,7 @@ def test_other_precisions_run_on_any_number_of_rows(gpu: FakeGpu, precision: str
 
 
 def test_the_device_is_described(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cuda_device, "driver_version", lambda: "570.86.15")
+    monkeypatch.setattr(cuda_device, "driver_version", lambda: "570.86.15")
     described = "NVIDIA H100 80GB HBM3 (sm_90, 132 SMs, driver 570.86.15, CUDA 13.0)"
     backend = CudaBackend()
     assert backend.unavailable() == ""

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hw_profiles.backends._graph_call import GraphCall, PlainCall
-from hw_profiles.backends._replicas import MAX_REPLICAS
 from hw_profiles.backends.base import UnsupportedError
 from hw_profiles.backends.cuda import CudaBackend, current_device
+from hw_profiles.backends.cuda.graph_call import GraphCall, PlainCall
+from hw_profiles.backends.cuda.replicas import MAX_REPLICAS
 from hw_profiles.backends.eager import runner
 from hw_profiles.energy import energy_meters, measure_energy_mj
 from hw_profiles.targets import build_for_timing, sub_block_inputs

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from hw_profiles.backends import _cuda_device, _graph_call
-from hw_profiles.backends._cuda_precisions import lacking_kernel
-from hw_profiles.backends._graph_call import ReadTensors, num_repeats
-from hw_profiles.backends._replicas import MAX_REPLICAS, Replica, num_replicas, replicate
+from hw_profiles.backends.cuda import device as cuda_device
+from hw_profiles.backends.cuda import graph_call
+from hw_profiles.backends.cuda.graph_call import ReadTensors, num_repeats
+from hw_profiles.backends.cuda.precisions import lacking_kernel
+from hw_profiles.backends.cuda.replicas import MAX_REPLICAS, Replica, num_replicas, replicate
 from hw_profiles.backends.eager import runner
 from hw_profiles.workload import Workload, decode, prefill
 from nas_kernels import int4_linear, int8_linear, int8_weight_linear
@@ -46,8 +47,8 @@ def test_few_replicas_without_a_cache_and_not_too_many_with_one() -> None:
 @pytest.mark.parametrize("replicas", [1, 2, 3, 7, 10, 11, 64])
 def test_a_graph_runs_every_replica_equally_often(replicas: int) -> None:
     repeats = num_repeats(replicas)
-    assert repeats >= _graph_call.MIN_REPEATS and repeats % replicas == 0
-    assert repeats - replicas < _graph_call.MIN_REPEATS
+    assert repeats >= graph_call.MIN_REPEATS and repeats % replicas == 0
+    assert repeats - replicas < graph_call.MIN_REPEATS
 
 
 @pytest.mark.parametrize("spec", [SOFTMAX, LINEAR, WINDOW, FFN])
@@ -145,15 +146,15 @@ class FakeNvml:
 def test_the_driver_says_its_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     nvml = FakeNvml(0)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: nvml)
-    assert _cuda_device.driver_version() == "580.159.04" and nvml.closed == 1
+    assert cuda_device.driver_version() == "580.159.04" and nvml.closed == 1
     monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeNvml(9))
-    assert _cuda_device.driver_version() == ""
+    assert cuda_device.driver_version() == ""
 
     def absent(name: str) -> object:
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", absent)
-    monkeypatch.setattr(_cuda_device, "KERNEL_MODULE", tmp_path / "version")
-    assert _cuda_device.driver_version() == ""
+    monkeypatch.setattr(cuda_device, "KERNEL_MODULE", tmp_path / "version")
+    assert cuda_device.driver_version() == ""
     (tmp_path / "version").write_text("570.86.15\n")
-    assert _cuda_device.driver_version() == "570.86.15"
+    assert cuda_device.driver_version() == "570.86.15"

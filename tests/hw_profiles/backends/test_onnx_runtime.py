@@ -17,9 +17,9 @@ onnxruntime = pytest.importorskip("onnxruntime")
 import onnx  # noqa: E402
 
 from hw_profiles.backends import UnsupportedError  # noqa: E402
-from hw_profiles.backends._onnx_export import Exported, export  # noqa: E402
 from hw_profiles.backends.eager import runner  # noqa: E402
 from hw_profiles.backends.onnx_runtime import OnnxRuntimeBackend, _bound_call  # noqa: E402
+from hw_profiles.backends.onnx_runtime.export import Exported, export  # noqa: E402
 from hw_profiles.workload import Workload, decode, prefill  # noqa: E402
 from searchspace.arch import Arch  # noqa: E402
 from searchspace.ends import example_inputs  # noqa: E402
