@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hw_profiles.backends import BACKENDS, get_backend
 from hw_profiles.device import Device
+from hw_profiles.energy import energy_meters
+from hw_profiles.library.check import busy_here
 from hw_profiles.process import current_settings, prepare_process
 
 if TYPE_CHECKING:
@@ -34,6 +37,9 @@ def collect() -> dict[str, Any]:
         "packages": {name: installed_version(name) for name in OPTIONAL_PACKAGES},
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "gemm_gops": gemm_rates(),
+        "backends": {name: kind().unavailable() for name, kind in BACKENDS.items()},
+        "energy_meters": [meter.name for meter in energy_meters()],
+        "busy": busy_here(get_backend("eager")),
         "notes": list(current_settings().notes),
     }
     return {**facts, "meaning": meaning(facts)}
@@ -114,10 +120,15 @@ def meaning(facts: Mapping[str, Any]) -> list[str]:
     if not (packages["triton"] and facts["cuda"]):
         why = "there is no CUDA device" if packages["triton"] else "triton is not installed"
         sentences.append(f"kernels run as plain PyTorch because {why}")
-    if packages["ray"]:
-        sentences.append(f"ray {packages['ray']}: candidates can be evaluated on several machines")
-    else:
-        sentences.append("ray is not installed: candidates are evaluated in this process")
+    sentences += [
+        f"backend {name} cannot be used: {lacking}"
+        for name, lacking in facts["backends"].items()
+        if lacking and name != "cuda"
+    ]
+    if not facts["energy_meters"]:
+        sentences.append("no energy meter can be read: energies are not stated")
+    if facts["busy"]:
+        sentences.append(facts["busy"])
     return [*sentences, *facts["notes"]]
 
 
@@ -152,6 +163,8 @@ def render(facts: Mapping[str, Any]) -> RenderableType:
         "python, torch": f"{device['python']}, {device['torch']}",
         **{name: version or "not installed" for name, version in facts["packages"].items()},
         "CUDA": ", ".join(facts["cuda"]) or "none",
+        "backends": ", ".join(name for name, lacking in facts["backends"].items() if not lacking),
+        "energy meters": ", ".join(facts["energy_meters"]) or "none",
         "matrix products": ", ".join(
             f"{name} {rate:g} Gop/s" for name, rate in facts["gemm_gops"].items() if rate
         ),

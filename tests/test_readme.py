@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from nas._profile_options import join_command
 from nas.cli import build_parser
 from nas.config import ExperimentConfig
 
@@ -40,7 +41,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("text", [c for c in shell_commands() if c.startswith("nas ")])
 def test_every_nas_command_is_understood(text: str) -> None:
     arguments = shlex.split(re.sub(r"<[^>]*>", "ID", text))[1:]
-    assert callable(build_parser().parse_args(arguments).command)
+    assert callable(build_parser().parse_args(join_command(arguments)).command)
 
 
 def test_the_first_screen_holds_both_commands() -> None:
@@ -103,7 +104,11 @@ def test_adding_an_operator_takes_one_file_and_one_line(tmp_path: Path) -> None:
 
 BENCHMARKS = {
     "supernet_throughput": ["--preset", "decoder-tiny", "--rounds", "2", "--random", "1"],
-    "latency_error": ["--preset", "decoder-tiny", "--budget-s", "10", "--num", "5"],
+    "latency_model": ["--presets", "decoder-tiny", "--backends", "eager", "--threads", "1",
+                      "--budget-s", "10", "--num", "5", "--rounds", "3"],
+    "transfer": ["--preset", "decoder-tiny", "--from-threads", "1", "--to-threads", "1",
+                 "--num", "3", "--test-archs", "5", "--budget-s", "8", "--networks-s", "8"],
+    "memory": ["--num", "1", "--presets", "decoder-small"],
     "sampler_hypervolume": ["--evals", "20", "--seeds", "1"],
     "mixers": ["--mixers", "softmax", "pool", "--parts", "latency", "copy", "--rounds", "2",
                "--probe-steps", "2"],

@@ -28,6 +28,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.latency_model import load_space
+
 METHODS = ("transfer", "transfer, sub-blocks", "scaled source", "prior only", "scaled prior")
 
 
@@ -35,8 +37,6 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", default="decoder-small")
-    parser.add_argument("--vocab-size", type=int, default=1024)
-    parser.add_argument("--workloads", nargs="+", default=["prefill_b1_t256", "decode_b1_t256"])
     parser.add_argument("--from-threads", type=int, default=2)
     parser.add_argument("--to-threads", type=int, default=1)
     parser.add_argument("--from-backend", default="eager")
@@ -67,15 +67,6 @@ def main() -> None:
         print(json.dumps(result, indent=1) if arguments.json else text_of(result))
 
 
-def load(arguments: argparse.Namespace) -> tuple[Any, list[Any]]:
-    """Return the search space and the workloads."""
-    from hw_profiles.workload import Workload
-    from searchspace.space import SearchSpace
-
-    space = SearchSpace.load(arguments.preset, arguments.vocab_size)
-    return space, [Workload.parse(name) for name in arguments.workloads]
-
-
 def measure_source(arguments: argparse.Namespace) -> None:
     """Measure the source's table."""
     full_table(arguments, "source.json", arguments.from_backend, arguments.from_threads)
@@ -88,7 +79,7 @@ def full_table(arguments: argparse.Namespace, name: str, backend: str, threads: 
     prepare_process(threads)
     from hw_profiles.profiler import profile
 
-    space, workloads = load(arguments)
+    space, workloads = load_space(arguments.preset)
     return profile(
         space,
         workloads,
@@ -110,7 +101,7 @@ def measure_target(arguments: argparse.Namespace) -> None:
     from hw_profiles.transfer import choose_networks
     from searchspace.files import write_json
 
-    space, workloads = load(arguments)
+    space, workloads = load_space(arguments.preset)
     source = LatencyTable.load(arguments.out / "source.json")
     chosen = choose_networks(source, space, workloads, max(arguments.num), arguments.seed)
     known = {arch.id for arch in chosen}
@@ -184,7 +175,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     from hw_profiles.samples import Timing
     from searchspace.arch import Arch
 
-    space, workloads = load(arguments)
+    space, workloads = load_space(arguments.preset)
     source, target = (
         LatencyTable.load(arguments.out / f"{name}.json") for name in ("source", "target")
     )
