@@ -29,6 +29,9 @@ Progress = Callable[[float, str], None]
 ENTRIES_SHARE = 0.5
 """Share of the time budget that sub-blocks get, whole networks have the rest: they cost as much,
 and say how sub-blocks behave together."""
+FIRST_PASS_SHARE = 0.75
+"""Share that sub-blocks may get until each was measured once: a backend may take longer to prepare
+them than to run them."""
 TOLERATED_MAPE = 10.0
 """Error of left-out networks, in percent, above which the machine is called busy."""
 PRIOR_EXAMPLES = 160
@@ -90,6 +93,7 @@ def profile(
                 specs,
                 None if time_budget_s is None else time_budget_s * share,
                 lambda done, text: report(share * done, text),
+                0.0 if time_budget_s is None else time_budget_s * FIRST_PASS_SHARE,
             )
         fill_from_prior(table, specs, workloads)
         left_s = None if time_budget_s is None else time_budget_s - (time.monotonic() - began)

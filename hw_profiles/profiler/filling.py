@@ -58,7 +58,11 @@ class Filling:
     _kept: dict[SubBlockSpec, _Prepared] = field(default_factory=dict, init=False)
 
     def measure(
-        self, specs: Sequence[SubBlockSpec], time_budget_s: float | None, report: Progress
+        self,
+        specs: Sequence[SubBlockSpec],
+        time_budget_s: float | None,
+        report: Progress,
+        first_pass_s: float = 0.0,
     ) -> None:
         """Measure until every entry has `ROUNDS` rounds or the time is over.
 
@@ -66,13 +70,18 @@ class Filling:
             specs: the most informative first.
             time_budget_s: nothing further is begun after it; None takes what is needed.
             report: called with the share that is done (0 to 1) and a text.
+            first_pass_s: if this is more, what the first pass may take.
         """
-        deadline = None if time_budget_s is None else time.monotonic() + time_budget_s
+        began = time.monotonic()
+        deadline = None if time_budget_s is None else began + time_budget_s
         chunks = [specs[begin : begin + CHUNK] for begin in range(0, len(specs), CHUNK)]
         num_passes = -(-ROUNDS // PASS_ROUNDS)
         for number in range(num_passes):
             for index, chunk in enumerate(chunks):
-                if deadline is not None and time.monotonic() > deadline and (number or index):
+                limit = deadline
+                if limit is not None and number == 0:
+                    limit = max(limit, began + first_pass_s)
+                if limit is not None and time.monotonic() > limit and (number or index):
                     return
                 self._session(chunk, number)
                 done = (number * len(chunks) + index + 1) / (num_passes * len(chunks))
