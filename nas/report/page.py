@@ -85,7 +85,9 @@ def _about(data: RunData) -> str:
     parts = [f"Run folder {data.folder}"]
     device = data.front.get("device")
     if isinstance(device, dict) and device.get("cpu"):
-        parts.append(f"{device['cpu']}, {device.get('num_threads', '?')} threads")
+        hardware = device.get("accelerator") or device["cpu"]
+        backend = device.get("backend", "eager")
+        parts.append(f"{hardware}, {device.get('num_threads', '?')} threads, {backend}")
     if data.front.get("space"):
         size = _power_of_ten(str(data.front.get("space_size", "")))
         parts.append(f"space {data.front['space']}{size}")
