@@ -15,7 +15,7 @@ from hw_profiles.device import Device
 from hw_profiles.latency_table import LatencyTable
 from hw_profiles.library.check import busy_here
 from hw_profiles.process import prepare_process
-from hw_profiles.profiler import profile
+from hw_profiles.profiler import finished, profile
 from hw_profiles.workload import PHASES, Workload
 from nas.calibration import calibrated_view
 from nas.candidates import Objectives, Prices, SpaceCodec
@@ -227,7 +227,9 @@ class Pipeline:
     def profile(self) -> None:
         """Measure the device's latency table."""
         self.task  # noqa: B018  (the vocabulary size is part of what is timed)
-        if busy := busy_here(get_backend(self.config.profile.backend)):
+        path = self.folder.table
+        done = path.exists() and finished(LatencyTable.load(path), self.space, self.workloads)
+        if not done and (busy := busy_here(get_backend(self.config.profile.backend))):
             self.reporter.say(f"warning: {busy}")
         with self.reporter.bar("profile") as bar:
             table = profile(

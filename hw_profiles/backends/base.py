@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -17,6 +17,12 @@ Call = Callable[[], object]
 
 class UnsupportedError(UserError):
     """A backend cannot run a module; the message says which, and why."""
+
+
+def state_parts(state: Any) -> list[Any]:
+    """Return what a sub-block's or a network's state consists of; each part knows its `length`."""
+    parts = state if isinstance(state, list) else [state]
+    return [part for part in parts if part is not None]
 
 
 class Backend(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hw_profiles.backends.base import Call
+from hw_profiles.backends.base import Call, state_parts
 from hw_profiles.clock import Clock, system_clock
 from hw_profiles.workload import Workload
 
@@ -54,12 +54,10 @@ def runner(module: Any, inputs: Tensor, workload: Workload) -> Call:
     if workload.phase == "prefill":
         return lambda: module(inputs)
     state = module.init_state(workload.batch, workload.max_tokens)
-    parts = state if isinstance(state, list) else [state]
-    held = [part for part in parts if part is not None]
-    context = workload.tokens
+    parts, context = state_parts(state), workload.tokens
 
     def step() -> object:
-        for part in held:
+        for part in parts:
             part.length = context
         return module(inputs, state)
 

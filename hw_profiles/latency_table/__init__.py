@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,116 +17,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hw_profiles.device import Device
-from hw_profiles.latency_table.correction import MIB, Correction, traits, working_set_bytes
+from hw_profiles.latency_table.correction import (
+    MIB,
+    Correction,
+    FloatArray,
+    traits,
+    working_set_bytes,
+)
+from hw_profiles.latency_table.costs import LatencyCosts
+from hw_profiles.latency_table.entry import (
+    INTERPOLATED,
+    MEASURED,
+    PRIOR,
+    TRANSFERRED,
+    Entry,
+    between,
+)
 from hw_profiles.latency_table.file import WHAT, file_state, is_intact, read_values, write_values
 from hw_profiles.latency_table.locking import file_lock
 from hw_profiles.latency_table.merge import merge
 from hw_profiles.roofline import Roofline
 from hw_profiles.workload import Workload
 from searchspace.arch import Arch
-from searchspace.cost import CostTable, Rows, rows_of
 from searchspace.errors import UserError
 from searchspace.space import SearchSpace
-from searchspace.specs import SubBlockSpec
 
-FloatArray = NDArray[np.float64]
+__all__ = [
+    "INTERPOLATED",
+    "MEASURED",
+    "PRIOR",
+    "TRANSFERRED",
+    "Entry",
+    "LatencyCosts",
+    "LatencyTable",
+]
 
-MEASURED, INTERPOLATED = "measured", "interpolated"
-PRIOR, TRANSFERRED = "prior", "transferred"
 _FFN_KEY = re.compile(r"(?P<head>ffn/.*/f)(?P<width>\d+)(?P<tail>/.*)")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """The latency of one sub-block under one workload.
-
-    Args:
-        ratio: to the sentinel, median over rounds.
-        latency_us: `ratio` times the table's sentinel time.
-        spread: median absolute deviation / median.
-        num_samples: rounds that count.
-        kept_fraction: share of samples that ran undisturbed.
-        reliable: False when too few did.
-        implementation: the class that was timed.
-        measured_at: ISO 8601 time, UTC.
-        source: ``"measured"``; ``"interpolated"`` between widths; ``"transferred"`` from another
-            device's table; or ``"prior"``, of the calibrated roofline.
-    """
-
-    ratio: float
-    latency_us: float
-    spread: float
-    num_samples: int
-    kept_fraction: float
-    reliable: bool
-    implementation: str
-    measured_at: str
-    source: str = MEASURED
-
-    @classmethod
-    def predicted(cls, latency_us: float, sentinel_us: float, source: str = PRIOR) -> Entry:
-        """Return an entry that nothing was measured for."""
-        return cls(
-            ratio=latency_us / sentinel_us,
-            latency_us=latency_us,
-            spread=0.0,
-            num_samples=0,
-            kept_fraction=0.0,
-            reliable=False,
-            implementation="",
-            measured_at="",
-            source=source,
-        )
-
-
-class LatencyCosts:
-    """Latencies of many genotypes of a space at once.
-
-    Args:
-        space: the search space.
-        entry_us: entry of a sub-block.
-        correction: of the workload.
-        workload: what is priced.
-    """
-
-    def __init__(
-        self,
-        space: SearchSpace,
-        entry_us: Callable[[SubBlockSpec], float],
-        correction: Correction,
-        workload: Workload,
-    ) -> None:
-        def parts(spec: SubBlockSpec) -> tuple[float, float, float]:
-            plain_us = entry_us(spec)
-            mib = working_set_bytes(spec, workload) / MIB
-            return correction.sub_block_us(spec, plain_us), plain_us, mib
-
-        def bits(spec: SubBlockSpec) -> int:
-            return sum(1 << self._traits.index(t) for t in traits(spec) if t in self._traits)
-
-        self._correction = correction
-        self._traits = list(correction.once_us)
-        self._parts = CostTable(space, parts)
-        self._present = CostTable(space, bits, combine=np.bitwise_or)
-
-    def of(self, genotypes: NDArray[np.int64]) -> FloatArray:
-        """Return the latency in ms of each row of canonical `genotypes` (n, genes), shape (n,)."""
-        chunks = [self._of(rows) for rows in rows_of(self._parts.space, genotypes)]
-        return np.concatenate([np.empty(0), *chunks])
-
-    def _of(self, rows: Rows) -> FloatArray:
-        parts = self._parts.total(rows)
-        latency_us = parts[:, 0] + self._correction.network_us(parts[:, 1], parts[:, 2])
-        if self._traits:
-            latency_us += self._once_us(self._present.total(rows))
-        return np.asarray(latency_us / 1e3)
-
-    def _once_us(self, present: NDArray[np.int64]) -> FloatArray:
-        """Return what traits add once, for sets of traits as bits."""
-        total = np.zeros(len(present))
-        for bit, us in enumerate(self._correction.once_us.values()):
-            total += us * (present >> bit & 1)
-        return total
 
 
 @dataclass
@@ -188,7 +114,7 @@ class LatencyTable:
         above = min((w for w in measured if w > width), default=None)
         if below is None or above is None:
             return None
-        return _between(measured[below], measured[above], (width - below) / (above - below))
+        return between(measured[below], measured[above], (width - below) / (above - below))
 
     def _widths(self) -> dict[tuple[str, str, str], dict[int, Entry]]:
         """Return measured FFN entries by what they have in common, then by width."""
@@ -202,7 +128,7 @@ class LatencyTable:
         return self._by_width
 
     def correction(self, workload: Workload) -> Correction:
-        """Return the affine correction; the identity where none was fitted."""
+        """Return the correction; the identity where none was fitted."""
         return self.corrections.get(workload.name, Correction())
 
     def costs_ms(self, space: SearchSpace, workload: Workload) -> LatencyCosts:
@@ -374,7 +300,7 @@ class LatencyTable:
     @classmethod
     def _from_dict(cls, values: Mapping[str, Any]) -> LatencyTable:
         entries = {
-            (workload, key): _positive(_build(Entry, entry), "latency_us", "ratio")
+            (workload, key): Entry.from_dict(entry)
             for workload, by_key in values["entries"].items()
             for key, entry in by_key.items()
         }
@@ -399,45 +325,3 @@ class LatencyTable:
             ),
             roofline=None if roofline is None else Roofline.from_dict(roofline),
         )
-
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "float": (int, float),
-    "int": (int,),
-    "bool": (bool,),
-    "str": (str,),
-}
-
-
-def _build(kind: type[Entry], values: Mapping[str, Any]) -> Entry:
-    """Build a record whose fields all have their types."""
-    for item in fields(kind):
-        value = values[item.name]
-        if not isinstance(value, _KINDS[str(item.type)]):
-            raise ValueError(f"{item.name}={value!r} is no {item.type}")
-    return kind(**values)
-
-
-def _positive(record: Entry, *names: str) -> Entry:
-    for name in names:
-        value = getattr(record, name)
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}={value!r}")
-    return record
-
-
-def _between(low: Entry, high: Entry, share: float) -> Entry:
-    def mix(name: str) -> float:
-        return float((1 - share) * getattr(low, name) + share * getattr(high, name))
-
-    return Entry(
-        ratio=mix("ratio"),
-        latency_us=mix("latency_us"),
-        spread=max(low.spread, high.spread),
-        num_samples=min(low.num_samples, high.num_samples),
-        kept_fraction=min(low.kept_fraction, high.kept_fraction),
-        reliable=low.reliable and high.reliable,
-        implementation=low.implementation,
-        measured_at=min(low.measured_at, high.measured_at),
-        source=INTERPOLATED,
-    )

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hw_profiles.latency_table.entry import MEASURED, Entry
 from searchspace.space import SearchSpace
 
 if TYPE_CHECKING:
-    from hw_profiles.latency_table import Entry, LatencyTable
-
-MEASURED = "measured"
+    from hw_profiles.latency_table import LatencyTable
 
 
 def merge(mine: LatencyTable, theirs: LatencyTable) -> None:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 
 from hw_profiles.backends import Backend, Call
 from hw_profiles.latency_table import MEASURED, LatencyTable
-from hw_profiles.process import single_threaded
 from hw_profiles.subnets import measure_subnets
-from hw_profiles.targets import build_for_timing, sub_block_inputs
+from hw_profiles.targets import (
+    archs_at_even_ranks,
+    build_for_timing,
+    even_ranks,
+    random_subnets,
+    sub_block_inputs,
+)
 from hw_profiles.timing import Sentinel, time_interleaved
 from hw_profiles.workload import Workload
-from searchspace.arch import Arch
 from searchspace.errors import UserError
 from searchspace.specs import SubBlockSpec
-from searchspace.subnet import Subnet
 
 Progress = Callable[[float, str], None]
 
@@ -48,12 +50,6 @@ def sampled_entries(table: LatencyTable, num: int) -> dict[Workload, list[SubBlo
     if not chosen:
         raise UserError("the latency table holds no measured sub-block; run `nas profile` first")
     return chosen
-
-
-def even_ranks(total: int, num: int) -> list[int]:
-    """Return at most `num` different ranks below `total`, evenly spaced, both ends included."""
-    ranks = np.linspace(0, total - 1, min(num, total))
-    return list(dict.fromkeys(round(rank) for rank in ranks))
 
 
 class Retimed:
@@ -107,14 +103,19 @@ def network_ratios(
 ) -> list[float]:
     """Return measured / predicted latency of each network under each corrected workload."""
     workloads = [item for item in table.workloads if item.name in table.corrections]
-    archs = _sampled_archs(table, workloads, num, seed) if workloads and num else []
+    if not workloads or not num:
+        return []
+    archs = archs_at_even_ranks(
+        table.spaces[0],
+        lambda arch: sum(table.latency_ms(arch, item) for item in workloads),
+        num,
+        ARCH_POOL,
+        seed,
+    )
     if not archs:
         return []
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad(), single_threaded():
-        networks = {arch.id: Subnet(arch).reset(generator).pack().eval() for arch in archs}
     timings = measure_subnets(
-        networks,
+        random_subnets(archs, seed),
         workloads,
         backend=table.device.backend,
         reference_us=table.sentinel_us,
@@ -128,19 +129,3 @@ def network_ratios(
         for arch in archs
         for workload in workloads
     ]
-
-
-def _sampled_archs(
-    table: LatencyTable, workloads: Sequence[Workload], num: int, seed: int
-) -> list[Arch]:
-    """Return random networks that the table prices, at even ranks of predicted latency."""
-    space = table.spaces[0]
-    rng = np.random.default_rng(seed)
-    priced: dict[str, tuple[float, Arch]] = {}
-    for arch in map(space.decode, space.sample_genotypes(rng, ARCH_POOL)):
-        try:
-            priced[arch.id] = sum(table.latency_ms(arch, item) for item in workloads), arch
-        except UserError:
-            continue
-    ranked = sorted(priced, key=lambda arch_id: priced[arch_id][0])
-    return [priced[ranked[rank]][1] for rank in even_ranks(len(ranked), num)]

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from hw_profiles.memory.dry_run import DryRun
 from hw_profiles.memory.tensors import TensorMemory, kept_tensors, storage_bytes
+from hw_profiles.tensors import tensors_in
 from hw_profiles.workload import Workload
 from searchspace.arch import Arch
 from searchspace.ends import example_inputs
@@ -156,8 +156,8 @@ class _Running:
 
         A state may keep more than its `tensors`, which can be made anew: filters, for one.
         """
-        state = [] if self._state is None else tree_leaves(vars(self._state))
-        kept = [*kept_tensors(self._block), *(x for x in state if isinstance(x, Tensor))]
+        state = [] if self._state is None else tensors_in(vars(self._state))
+        kept = [*kept_tensors(self._block), *state]
         return [*self._stored(), *kept]
 
     def __call__(self, x_BTD: Tensor, shared: SharedKV) -> Tensor:

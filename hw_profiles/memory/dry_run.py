@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
+from hw_profiles.tensors import tensors_in
 from searchspace.errors import UserError
 
 SHAPES_KEPT = 1 << 16
@@ -70,9 +71,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]
             UserError: for an operator whose result depends on values.
         """
         kwargs = kwargs or {}
-        if not any(
-            isinstance(x, Tensor) and self.is_hollow(x) for x in tree_leaves((args, kwargs))
-        ):
+        if not any(self.is_hollow(tensor) for tensor in tensors_in((args, kwargs))):
             return func(*args, **kwargs)
         if _only_looks(func):
             return func(*args, **kwargs)
@@ -86,9 +85,8 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]
                 self.hollow_out(tensor)
             return written[0]
         result = tree_map(_made, result_layouts(func, args, kwargs), is_leaf=_is_layout)
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self.hollow_out(tensor)
+        for tensor in tensors_in(result):
+            self.hollow_out(tensor)
         return result
 
 

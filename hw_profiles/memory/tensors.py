@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from hw_profiles.tensors import tensors_in
 from searchspace.linear import Linear
 
 
@@ -19,13 +19,7 @@ def kept_tensors(module: nn.Module) -> list[torch.Tensor]:
 
     Such as the 4-bit kernel's own layout of the weights: memory that is taken, but never stored.
     """
-    leaves = [
-        leaf
-        for child in module.modules()
-        if isinstance(child, Linear)
-        for leaf in tree_leaves(child._runtime)
-    ]
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return tensors_in([child._runtime for child in module.modules() if isinstance(child, Linear)])
 
 
 class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]
@@ -76,13 +70,11 @@ class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ig
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Run an operator and count what it reads and returns."""
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, torch.Tensor):
-                self._found(leaf)
+        for tensor in tensors_in((args, kwargs)):
+            self._found(tensor)
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self.track(leaf)
+        for tensor in tensors_in(result):
+            self.track(tensor)
         return result
 
 

@@ -7,17 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from hw_profiles.latency_table import LatencyTable
-from hw_profiles.process import single_threaded
 from hw_profiles.profiler.correction_fit import Networks, fit_correction
 from hw_profiles.subnets import measure_subnets
+from hw_profiles.targets import archs_at_even_ranks, random_subnets
 from hw_profiles.workload import Workload
 from searchspace.arch import Arch
 from searchspace.errors import UserError
 from searchspace.space import SearchSpace
-from searchspace.subnet import Subnet
 
 Progress = Callable[[float, str], None]
 
@@ -56,11 +54,8 @@ def calibrate(
             f"the latency table holds no network of space {space.name!r} whole; profile with a "
             "longer time budget"
         )
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad(), single_threaded():
-        networks = {arch.id: Subnet(arch).reset(generator).pack().eval() for arch in archs}
     timings = measure_subnets(
-        networks,
+        random_subnets(archs, seed),
         workloads,
         backend=table.device.backend,
         reference_us=table.sentinel_us,
@@ -122,18 +117,10 @@ def calibration_archs(
 
     Even quantiles and not even latencies: the fit must hold for the archs that a search sees.
     """
-    rng = np.random.default_rng(seed)
-    rows = space.sample_genotypes(rng, POOL_PER_NETWORK * num)
-    pool = {arch.id: arch for arch in map(space.decode, rows)}
-    sums: dict[str, float] = {}
-    for arch in pool.values():
-        try:
-            sums[arch.id] = raw_sum_us(table, arch, workloads[0])
-        except UserError:
-            continue
-    if not sums:
-        return []
-    ranked = sorted(sums, key=lambda arch_id: sums[arch_id])
-    ranks = np.linspace(0, len(ranked) - 1, min(num, len(ranked)))
-    chosen = dict.fromkeys(ranked[round(rank)] for rank in ranks)
-    return [pool[arch_id] for arch_id in chosen]
+    return archs_at_even_ranks(
+        space,
+        lambda arch: raw_sum_us(table, arch, workloads[0]),
+        num,
+        POOL_PER_NETWORK * num,
+        seed,
+    )

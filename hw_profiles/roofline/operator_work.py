@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from hw_profiles.backends.eager import runner
 from hw_profiles.process import single_threaded
+from hw_profiles.tensors import tensors_in
 from hw_profiles.workload import Workload
 from searchspace.ends import example_inputs
 from searchspace.packing import pack
@@ -151,7 +151,7 @@ class OperatorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call,unused
         """Run an operator and note it."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        inputs, outputs = _tensors((args, kwargs)), _tensors(result)
+        inputs, outputs = tensors_in((args, kwargs)), tensors_in(result)
         if _is_view(func, inputs, outputs):
             self.num_views += 1
             return result
@@ -161,10 +161,6 @@ class OperatorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call,unused
         moved = _bytes_moved(kernel, inputs, outputs)
         self.operators[Operator(precision, float(flops), float(moved))] += 1
         return result
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _is_view(func: Any, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> bool:

@@ -18,16 +18,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hw_profiles.backends import get_backend
 from hw_profiles.device import Device
 from hw_profiles.latency_table import TRANSFERRED, Entry, LatencyTable
 from hw_profiles.latency_table.correction import Correction
-from hw_profiles.process import prepare_process, single_threaded
+from hw_profiles.process import prepare_process
 from hw_profiles.profiler.correction_fit import COVERED
 from hw_profiles.samples import STANDARD_ERROR, Timing
 from hw_profiles.subnets import measure_subnets
+from hw_profiles.targets import random_subnets
 from hw_profiles.timing import measured_sentinel
 from hw_profiles.transfer.basis import Basis
 from hw_profiles.transfer.choice import most_informative
@@ -38,7 +38,6 @@ from searchspace.arch import Arch
 from searchspace.errors import UserError
 from searchspace.space import SearchSpace
 from searchspace.specs import SubBlockSpec
-from searchspace.subnet import Subnet
 
 Progress = Callable[[float, str], None]
 
@@ -97,11 +96,8 @@ def transfer(
     archs = choose_networks(source, space, workloads, num_measurements, seed)
     device = Device.current(runs_on)
     sentinel_us = measured_sentinel(runs_on, realtime).reference_us
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad(), single_threaded():
-        networks = {arch.id: Subnet(arch).reset(generator).pack().eval() for arch in archs}
     timings = measure_subnets(
-        networks,
+        random_subnets(archs, seed),
         workloads,
         backend=backend,
         reference_us=sentinel_us,

@@ -83,13 +83,12 @@ def run_one(arguments: argparse.Namespace) -> None:
     (preset,), (backend,), (threads,) = arguments.presets, arguments.backends, arguments.threads
     prepare_process(threads)
     import numpy as np
-    import torch
 
     from hw_profiles.profiler import profile
     from hw_profiles.subnets import measure_subnets
+    from hw_profiles.targets import random_subnets
     from searchspace.arch import Arch
     from searchspace.files import write_json
-    from searchspace.subnet import Subnet
 
     space, workloads = load_space(preset)
     path = result_path(arguments.out, preset, backend, threads)
@@ -114,8 +113,7 @@ def run_one(arguments: argparse.Namespace) -> None:
             arch = space.decode(row)
             if arch.id not in fitted and len(archs) < arguments.num:
                 archs[arch.id] = arch
-    generator = torch.Generator().manual_seed(arguments.seed)
-    networks = {name: Subnet(arch).reset(generator).pack().eval() for name, arch in archs.items()}
+    networks = random_subnets(archs.values(), arguments.seed)
     runs = [
         measure_subnets(
             networks,

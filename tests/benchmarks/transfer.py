@@ -127,13 +127,11 @@ def time_networks(
     arguments: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """Time all networks twice; returns for each time timings by arch id and workload name."""
-    import torch
 
     from hw_profiles.subnets import measure_subnets
-    from searchspace.subnet import Subnet
+    from hw_profiles.targets import random_subnets
 
-    generator = torch.Generator().manual_seed(arguments.seed)
-    networks = {arch.id: Subnet(arch).reset(generator).pack().eval() for arch in archs}
+    networks = random_subnets(archs, arguments.seed)
     runs = []
     for seed in (0, 1):
         timings = measure_subnets(

@@ -19,7 +19,8 @@ from hw_profiles.latency_table.correction import Correction
 from hw_profiles.library import check, retiming
 from hw_profiles.library.check import TableCheck, busy_here, busy_sentence, check_table
 from hw_profiles.library.comparison import Ratios
-from hw_profiles.library.retiming import even_ranks, sampled_entries
+from hw_profiles.library.retiming import sampled_entries
+from hw_profiles.targets import even_ranks
 from hw_profiles.workload import Workload, decode, prefill
 from searchspace.errors import UserError
 from searchspace.space import SearchSpace

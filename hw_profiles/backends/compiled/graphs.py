@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
+from hw_profiles.backends.base import state_parts
 from hw_profiles.backends.eager import runner
 from hw_profiles.workload import Workload
 
@@ -90,17 +91,11 @@ class _Pass(nn.Module):
         return (out, *replaced)
 
 
-def _parts(state: Any) -> list[Any]:
-    """Return the states of single sub-blocks: objects with a `length` and tensors."""
-    parts = state if isinstance(state, list) else [state]
-    return [part for part in parts if part is not None]
-
-
 def _places(state: Any) -> list[tuple[Any, str]]:
     """Return where a state's tensors are: the part and the field's name."""
     return [
         (part, field.name)
-        for part in _parts(state)
+        for part in state_parts(state)
         for field in dataclasses.fields(part)
         if isinstance(getattr(part, field.name), Tensor)
     ]
@@ -109,7 +104,7 @@ def _places(state: Any) -> list[tuple[Any, str]]:
 def _copied(state: Any, length: int) -> Any:
     """Return a state of the same tensors that has seen `length` tokens."""
     copies = [copy.copy(part) for part in state] if isinstance(state, list) else copy.copy(state)
-    for part in _parts(copies):
+    for part in state_parts(copies):
         part.length = length
     return copies
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hw_profiles.backends.base import Call
 from hw_profiles.backends.cuda.replicas import Replica
 from hw_profiles.clock import no_garbage_collection
+from hw_profiles.tensors import tensors_in
 
 MIN_REPEATS = 10
 """Runs in a graph at least."""
@@ -183,17 +183,13 @@ class ReadTensors(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
     ) -> Any:
         """Run an operator and note what it reads and makes."""
         kwargs = kwargs or {}
-        for tensor in _tensors((args, kwargs)):
+        for tensor in tensors_in((args, kwargs)):
             address = tensor.untyped_storage()._cdata
             if address not in self._made:
                 self.found.setdefault(address, tensor)
         result = func(*args, **kwargs)
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             address = tensor.untyped_storage()._cdata
             if address not in self.found:
                 self._made.add(address)
         return result
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]

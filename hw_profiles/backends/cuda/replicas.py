@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from hw_profiles.backends.base import state_parts
 from hw_profiles.workload import Workload
 
 MAX_REPLICAS = 64
@@ -53,8 +54,7 @@ class Replica:
                 return cls(placed, given)
             init_state: Any = placed.init_state
             state = init_state(workload.batch, workload.max_tokens, device)
-        held = state if isinstance(state, list) else [state]
-        parts = [part for part in held if part is not None]
+        parts = state_parts(state)
         for part in parts:
             part.length = workload.tokens
         return cls(placed, given, state, tuple((part, dict(vars(part))) for part in parts))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hw_profiles.backends.base import state_parts
 from hw_profiles.backends.onnx_runtime.linear import with_exportable_linears
 from hw_profiles.workload import Workload
 from searchspace.mixers.base import SharedKV
@@ -95,10 +96,9 @@ def _state_of(module: Any, workload: Workload) -> _State:
     if borrows:
         start = workload.max_tokens - workload.new_tokens
         shared, state = SharedKV(state.k_BGSK, state.v_BGSK, start), None
-    parts = state if isinstance(state, list) else [state]
+    parts = state_parts(state)
     for part in parts:
-        if part is not None:
-            part.length = workload.tokens
+        part.length = workload.tokens
     found = [tensor for part in [*parts, shared] for tensor in _tensors(part)]
     return _State(state, shared, found)
 
