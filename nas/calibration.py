@@ -11,7 +11,7 @@ from searchspace.arch import Arch
 from searchspace.norms import NORMS
 from searchspace.norms.base import BatchStatisticNorm
 from searchspace.norms.calibration import recalibrated
-from searchspace.specs import EndsSpec
+from searchspace.specs import ABSENT
 from searchspace.subnet import Subnet
 from searchspace.supernet import Supernet
 
@@ -22,11 +22,9 @@ CALIBRATION_SEED = 20_011
 
 def needs_calibration(arch: Arch) -> bool:
     """Whether an arch has norms with running statistics."""
-    names = {
-        spec.family.final_norm if isinstance(spec, EndsSpec) else spec.norm
-        for spec in arch.sub_blocks()
-    }
-    return any(issubclass(NORMS[name], BatchStatisticNorm) for name in names)
+    names = {spec.norm for _, spec in arch.named_sub_blocks()}
+    names |= {arch.family.final_norm, arch.family.embedding_norm}
+    return any(issubclass(NORMS[name], BatchStatisticNorm) for name in names - {ABSENT})
 
 
 def calibrated_view(supernet: Supernet, arch: Arch, task: Task) -> Subnet:

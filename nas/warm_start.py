@@ -18,7 +18,8 @@ from torch import Tensor
 from nas.candidates import genes_of
 from nas.progress import Reporter
 from predictors.encodings import GeneEncoding
-from predictors.quality import QualityRegressor
+from predictors.models.prior_ridge import PriorRidge
+from predictors.rank_aggregation import rank_aggregate
 from searchspace.files import read_json, write_json
 from searchspace.space import SearchSpace
 from searchspace.space.canonical import Genotypes
@@ -31,7 +32,7 @@ class TrainingFreeScore:
 
     def __init__(self, space: SearchSpace, pool: Genotypes, scores: Floats) -> None:
         self._encoding = GeneEncoding(genes_of(space))
-        regressor = QualityRegressor(self._encoding.prior_scale, self._encoding.groups)
+        regressor = PriorRidge(self._encoding.prior_scale, self._encoding.groups)
         self._regressor = regressor.fit(self._encoding.encode(pool), scores)
 
     def __call__(self, genotypes: Genotypes) -> Floats:
@@ -63,7 +64,7 @@ def training_free_score(
     Raises:
         UserError: for an unknown metric.
     """
-    from predictors.zero_cost import get_metric, rank_aggregate, score_archs
+    from predictors.zero_cost import get_metric, score_archs
 
     for name in names:
         get_metric(name)

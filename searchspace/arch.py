@@ -21,7 +21,15 @@ from searchspace.family import DECODER, Family
 from searchspace.layer_arch import LayerArch, check_whole
 from searchspace.specs import ABSENT, EndsSpec, FFNSpec, MixerSpec, SubBlockSpec
 
-__all__ = ["Arch", "LayerArch", "check_family", "ffn_spec", "mixer_spec", "sharing_kind"]
+__all__ = [
+    "Arch",
+    "LayerArch",
+    "check_family",
+    "ffn_spec",
+    "mixer_spec",
+    "sharing_kind",
+    "width_of_head",
+]
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,8 @@ class Arch:
 
     Args:
         d_model: width of the residual stream.
-        head_dim: width of one attention head.
+        head_dim: width of one attention head; 0 for heads that split the residual stream, of
+            `d_model / num_heads` each.
         vocab_size: number of token ids; 0 for images.
         family: what goes in and comes out.
         layers: one `LayerArch` per layer slot, skipped ones included.
@@ -46,16 +55,17 @@ class Arch:
     family: Family = DECODER
 
     def __post_init__(self) -> None:
-        layers = resolve_sharing(tuple(self.layers))
+        layers = resolve_sharing(tuple(self.layers), self.head_dim)
         object.__setattr__(self, "layers", layers)
-        for field in ("d_model", "head_dim"):
-            check_whole(field, getattr(self, field), minimum=1)
+        check_whole("d_model", self.d_model, minimum=1)
+        check_whole("head_dim", self.head_dim, minimum=0)
         check_whole("vocab_size", self.vocab_size, minimum=int(self.family.kind != "vit"))
         if self.head_dim % 2:
             raise UserError(f"head_dim={self.head_dim} must be even (rotary positions pair it up)")
         for slot, layer in enumerate(layers):
             try:
                 check_family(layer, self.family)
+                width_of_head(layer, self.d_model, self.head_dim)
             except UserError as error:
                 raise UserError(f"layers[{slot}]: {error}") from None
 
@@ -127,7 +137,7 @@ class Arch:
             raise UserError(f"the text of an arch is not JSON: {error}") from None
         return cls.from_dict(values)
 
-    def named_sub_blocks(self) -> Iterator[tuple[int, SubBlockSpec]]:
+    def named_sub_blocks(self) -> Iterator[tuple[int, MixerSpec | FFNSpec]]:
         """Yield (slot, spec) of every residual sub-block that is there, in order."""
         for slot, layer in enumerate(self.layers):
             if layer.mixer != ABSENT:
@@ -145,7 +155,7 @@ class Arch:
         return (*(spec for _, spec in self.named_sub_blocks()), self.ends)
 
 
-def resolve_sharing(layers: tuple[LayerArch, ...]) -> tuple[LayerArch, ...]:
+def resolve_sharing(layers: tuple[LayerArch, ...], head_dim: int) -> tuple[LayerArch, ...]:
     """Return the layers with `kv_shared` dropped where no earlier layer can provide.
 
     Source: Brandon et al. 2024, "Reducing Transformer Key-Value Cache Size with Cross-Layer
@@ -154,7 +164,7 @@ def resolve_sharing(layers: tuple[LayerArch, ...]) -> tuple[LayerArch, ...]:
     provider: tuple[Any, ...] | None = None
     resolved = []
     for layer in layers:
-        kind = sharing_kind(layer)
+        kind = sharing_kind(layer, head_dim)
         if layer.kv_shared and kind != provider:
             layer = replace(layer, kv_shared=False)
         if kind is not None and not layer.kv_shared:
@@ -163,13 +173,19 @@ def resolve_sharing(layers: tuple[LayerArch, ...]) -> tuple[LayerArch, ...]:
     return tuple(resolved)
 
 
-def sharing_kind(layer: LayerArch) -> tuple[Any, ...] | None:
-    """Return what two layers must agree in to share keys and values; None where they cannot."""
+def sharing_kind(layer: LayerArch, head_dim: int) -> tuple[Any, ...] | None:
+    """Return what two layers must agree in to share keys and values; None where they cannot.
+
+    Args:
+        layer: of an arch.
+        head_dim: of the arch; with 0 the number of query heads decides the width of keys.
+    """
     from searchspace.mixers import MIXERS
 
     if layer.mixer == ABSENT or not MIXERS[layer.mixer].can_share_kv(layer.all_options):
         return None
-    return layer.mixer, layer.mixer_options, layer.num_kv_heads, layer.position
+    width = head_dim or f"d_model / {layer.num_heads}"
+    return layer.mixer, layer.mixer_options, layer.num_kv_heads, layer.position, width
 
 
 def check_family(layer: LayerArch, family: Family) -> None:
@@ -199,6 +215,31 @@ def check_family(layer: LayerArch, family: Family) -> None:
         )
 
 
+def width_of_head(layer: LayerArch, d_model: int, head_dim: int) -> int:
+    """Return the width of a layer's heads; 0 where heads have no meaning.
+
+    Args:
+        layer: of an arch.
+        d_model: of the arch.
+        head_dim: of the arch; 0 for `d_model / num_heads`.
+
+    Raises:
+        UserError: where heads cannot split the residual stream into equal, even widths.
+    """
+    if head_dim or not layer.num_heads:
+        return head_dim if layer.num_heads else 0
+    if d_model % (2 * layer.num_heads):
+        fitting = [n for n in range(1, d_model // 2 + 1) if d_model % (2 * n) == 0]
+        raise UserError(
+            f"num_heads={layer.num_heads} does not split d_model={d_model} into heads of equal, "
+            f"even width, which head_dim=0 asks for; choose {' or '.join(map(str, fitting))} "
+            "heads, or give head_dim"
+            if fitting
+            else f"d_model={d_model} is odd, so head_dim=0 cannot split it; give head_dim"
+        )
+    return d_model // layer.num_heads
+
+
 def mixer_spec(layer: LayerArch, d_model: int, head_dim: int, family: Family) -> MixerSpec:
     """Return the spec of a slot's mixer sub-block."""
     from searchspace.mixers import MIXERS
@@ -209,7 +250,7 @@ def mixer_spec(layer: LayerArch, d_model: int, head_dim: int, family: Family) ->
         mixer=layer.mixer,
         num_heads=layer.num_heads,
         num_kv_heads=layer.num_kv_heads,
-        head_dim=head_dim if mixer.heads != "none" else 0,
+        head_dim=width_of_head(layer, d_model, head_dim),
         position=layer.position,
         precision=layer.mixer_precision,
         norm=layer.norm,
@@ -230,4 +271,5 @@ def ffn_spec(layer: LayerArch, d_model: int) -> FFNSpec:
         precision=layer.ffn_precision,
         norm=layer.norm,
         placement=layer.norm_placement,
+        options=layer.ffn_options,
     )

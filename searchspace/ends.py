@@ -1,10 +1,12 @@
 """What every network has once: input embedding, final norm and output head.
 
-Shapes: B batch, T tokens, D d_model, V vocabulary or classes, N patches, P values of a patch.
+Shapes: B batch, T tokens, D d_model, E width of the embedding, V vocabulary or classes, N patches,
+P values of a patch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +16,8 @@ from torch.nn import functional as F
 
 from searchspace.errors import UserError
 from searchspace.linear import Linear
-from searchspace.norms import NORMS
-from searchspace.specs import EndsSpec
+from searchspace.norms import NORMS, Norm
+from searchspace.specs import ABSENT, EndsSpec
 
 
 @dataclass
@@ -33,44 +35,54 @@ class Ends(nn.Module):
     """The ends of a decoder, encoder or ViT; see `searchspace.family.Family`.
 
     The output head is not tied to the embedding. Encoders and ViTs read their classes from the mean
-    over tokens (padding left out) or from a class token in front.
+    over tokens (padding left out) or from a class token in front. Where the family's
+    `embedding_size` E is not `d_model`, all that is embedded has width E, and `embedding_proj`
+    brings it to `d_model`.
 
     Source: Dosovitskiy et al. 2021, section 3.1 (patches, class token); Devlin et al. 2019 (class
-    token of an encoder).
+    token of an encoder); Lan et al. 2020, "ALBERT", section 3.1 (`embedding_proj`).
     """
 
     def __init__(self, spec: EndsSpec) -> None:
         super().__init__()
         self.spec, family = spec, spec.family
         self.family = family
-        d_model = spec.d_model
+        d_model, width = spec.d_model, family.embedding_size or spec.d_model
         if family.kind == "vit":
-            self.patch_proj = Linear(family.channels * family.patch_size**2, d_model)
+            self.patch_proj = Linear(family.channels * family.patch_size**2, width)
         else:
-            self.embedding = nn.Parameter(torch.empty(spec.vocab_size, d_model))
+            self.embedding = nn.Parameter(torch.empty(spec.vocab_size, width))
         if family.embedding_position == "learned":
-            self.positions = nn.Parameter(torch.empty(family.max_tokens, d_model))
+            self.positions = nn.Parameter(torch.empty(family.max_tokens, width))
         if family.num_extra_tokens:
-            self.class_token = nn.Parameter(torch.empty(1, d_model))
-        self.norm: nn.Module = NORMS[family.final_norm](d_model)
+            self.class_token = nn.Parameter(torch.empty(1, width))
+        self.embedding_norm = _norm(family.embedding_norm, width)
+        self.embedding_proj = Linear(width, d_model) if width != d_model else None
+        self.norm = _norm(family.final_norm, d_model)
         self.head = Linear(d_model, family.num_classes or spec.vocab_size)
 
     @staticmethod
     def param_axes(spec: EndsSpec) -> dict[str, tuple[str, ...]]:
         """Return the named dimension of every axis of every parameter."""
-        family = spec.family
+        family, width = spec.family, _embedding_axis(spec)
         out = "num_classes" if family.num_classes else "vocab_size"
         axes: dict[str, tuple[str, ...]] = {"head.weight": (out, "d_model")}
         if family.kind == "vit":
-            axes["patch_proj.weight"] = ("d_model", "patch_values")
+            axes["patch_proj.weight"] = (width, "patch_values")
         else:
-            axes["embedding"] = ("vocab_size", "d_model")
+            axes["embedding"] = ("vocab_size", width)
         if family.embedding_position == "learned":
-            axes["positions"] = ("max_tokens", "d_model")
+            axes["positions"] = ("max_tokens", width)
         if family.num_extra_tokens:
-            axes["class_token"] = ("one", "d_model")
-        norm = NORMS[family.final_norm].axes
-        return axes | {f"norm.{name}": named for name, named in norm.items()}
+            axes["class_token"] = ("one", width)
+        if width != "d_model":
+            axes["embedding_proj.weight"] = ("d_model", width)
+        return axes | _norm_axes(spec, lambda norm: norm.axes)
+
+    @staticmethod
+    def buffer_axes(spec: EndsSpec) -> dict[str, tuple[str, ...]]:
+        """Return the named dimension of every axis of every buffer."""
+        return _norm_axes(spec, lambda norm: norm.buffer_axes)
 
     def reset(self, generator: torch.Generator) -> None:
         """Initialise; small logits at first, so the loss starts at log(V)."""
@@ -83,6 +95,8 @@ class Ends(nn.Module):
                 self.positions.normal_(0.0, 0.5, generator=generator)
             if self.family.num_extra_tokens:
                 self.class_token.normal_(0.0, 1.0, generator=generator)
+        if self.embedding_proj is not None:
+            self.embedding_proj.reset(generator)
         self.head.reset(generator, gain=0.1)
 
     def embed(self, inputs: Tensor, start: int = 0) -> Tensor:
@@ -96,21 +110,22 @@ class Ends(nn.Module):
             UserError: when tokens go beyond the learned positions.
         """
         if self.family.kind == "vit":
-            x_BTD = self.patch_proj(self._patches(inputs))
+            x_BTE = self.patch_proj(self._patches(inputs))
         else:
-            x_BTD = F.embedding(inputs, self.embedding)
+            x_BTE = F.embedding(inputs, self.embedding)
         if self.family.embedding_position == "learned":
-            end = start + x_BTD.shape[1]
+            end = start + x_BTE.shape[1]
             if end > self.family.max_tokens:
                 raise UserError(
                     f"{end} tokens were given, but positions are learned for family max_tokens="
                     f"{self.family.max_tokens}; give fewer, or train with a larger max_tokens"
                 )
-            x_BTD = x_BTD + self.positions[start:end]
+            x_BTE = x_BTE + self.positions[start:end]
         if self.family.num_extra_tokens:
-            first = self.class_token.expand(x_BTD.shape[0], -1, -1)
-            x_BTD = torch.cat([first, x_BTD], dim=1)
-        return x_BTD
+            first = self.class_token.expand(x_BTE.shape[0], -1, -1)
+            x_BTE = torch.cat([first, x_BTE], dim=1)
+        x_BTE = self.embedding_norm(x_BTE)
+        return x_BTE if self.embedding_proj is None else self.embedding_proj(x_BTE)
 
     def _patches(self, images: Tensor) -> Tensor:
         """Cut images into patches (B, N, P), row by row."""
@@ -143,6 +158,30 @@ class Ends(nn.Module):
     def init_state(self, batch: int, max_tokens: int, device: torch.device | None = None) -> None:
         """Return None: the ends remember nothing."""
         return None
+
+
+def _norm(name: str, width: int) -> nn.Module:
+    return nn.Identity() if name == ABSENT else NORMS[name](width)
+
+
+def _embedding_axis(spec: EndsSpec) -> str:
+    """Return the named dimension of what is embedded."""
+    width = spec.family.embedding_size
+    return "embedding_size" if width and width != spec.d_model else "d_model"
+
+
+def _norm_axes(
+    spec: EndsSpec, axes_of: Callable[[type[Norm]], dict[str, tuple[str, ...]]]
+) -> dict[str, tuple[str, ...]]:
+    """Return the axes of the norms' tensors; norms call every width `d_model`."""
+    family, found = spec.family, {}
+    for prefix, name, width in (
+        ("norm", family.final_norm, "d_model"),
+        ("embedding_norm", family.embedding_norm, _embedding_axis(spec)),
+    ):
+        for tensor, named in axes_of(NORMS[name]).items() if name != ABSENT else ():
+            found[f"{prefix}.{tensor}"] = tuple(width if a == "d_model" else a for a in named)
+    return found
 
 
 def example_inputs(

@@ -15,6 +15,9 @@ from searchspace.errors import UserError, unknown
 KINDS = ("decoder", "encoder", "vit")
 POOLINGS = ("mean", "class_token")
 EMBEDDING_POSITIONS = ("none", "learned")
+WHOLE_NUMBERS = (
+    "num_classes", "image_size", "channels", "patch_size", "max_tokens", "embedding_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,17 @@ class Family:
         channels: channels of the image.
         patch_size: height and width of a patch; divides `image_size`.
         pad_token: token id that stands for "no token" in an encoder's input; -1 for none.
-        final_norm: a name in `NORMS`.
+        final_norm: a name in `NORMS`, or ``"none"`` for networks whose layers end in a norm.
+        embedding_size: width of tokens, learned positions and class token where it is not
+            `d_model`; a linear map then brings them to `d_model`. 0 for `d_model` itself.
+        embedding_norm: a name in `NORMS`, for the sum of these in front of that map, or ``"none"``.
 
     Raises:
         UserError: for an unknown name, or sizes that do not fit together.
 
-    Source: Vaswani et al. 2017 (decoder); Devlin et al. 2019, "BERT" (encoder); Dosovitskiy et al.
-    2021, "An Image is Worth 16x16 Words", section 3.1 (ViT).
+    Source: Vaswani et al. 2017 (decoder); Devlin et al. 2019, "BERT" (encoder, `embedding_norm`);
+    Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 3.1 (ViT); Lan et al. 2020,
+    "ALBERT", section 3.1 (factorised embedding).
     """
 
     kind: str = "decoder"
@@ -52,6 +59,8 @@ class Family:
     patch_size: int = 0
     pad_token: int = -1
     final_norm: str = "rmsnorm"
+    embedding_size: int = 0
+    embedding_norm: str = "none"
 
     def __post_init__(self) -> None:
         for field, choices in (
@@ -61,17 +70,21 @@ class Family:
         ):
             if getattr(self, field) not in choices:
                 raise unknown(f"family {field}", getattr(self, field), choices)
-        if self.final_norm != Family.final_norm:
-            # The default needs no look, so that a command line can read an arch without torch.
-            from searchspace.norms import NORMS
-
-            if self.final_norm not in NORMS:
-                raise unknown("family final_norm", self.final_norm, NORMS)
-        for field in ("num_classes", "image_size", "channels", "patch_size", "max_tokens"):
+        for field in ("final_norm", "embedding_norm"):
+            self._check_norm(field, getattr(self, field))
+        for field in WHOLE_NUMBERS:
             value = getattr(self, field)
             if type(value) is not int or value < 0:
                 raise UserError(f"family {field}={value!r} must be a whole number of at least 0")
         self._check_kind()
+
+    def _check_norm(self, field: str, name: str) -> None:
+        if name in ("none", Family.final_norm):
+            return  # without a look at torch, so that a command line can read an arch at once
+        from searchspace.norms import NORMS
+
+        if name not in NORMS:
+            raise unknown(f"family {field}", name, [*NORMS, "none"])
 
     def _check_kind(self) -> None:
         if self.kind != "decoder" and self.num_classes < 2:

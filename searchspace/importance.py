@@ -19,11 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from searchspace.arch import width_of_head
+from searchspace.ends import Ends
 from searchspace.errors import UserError
 from searchspace.ffn import FFNS
 from searchspace.mixers import MIXERS
 from searchspace.norms import NORMS
-from searchspace.specs import EndsSpec, FFNSpec, MixerSpec
+from searchspace.specs import EndsSpec, MixerSpec, SubBlockSpec
 from searchspace.sub_blocks import param_axes
 from searchspace.supernet import Supernet
 
@@ -90,11 +92,11 @@ class _Order:
 
 def _orders(supernet: Supernet, axes: Axes, scores: dict[str, Tensor]) -> Iterator[_Order]:
     """Yield the orders by importance, each for itself."""
-    space = supernet.space
+    space, head_dim = supernet.space, _head_dim(supernet)
 
     def score(prefix: str, dimension: str, num_units: int) -> Tensor:
         parts = [
-            _unit_scores(value, axis, num_units, _unit_size(axis_name, space.head_dim))
+            _unit_scores(value, axis, num_units, _unit_size(axis_name, head_dim))
             for name, value in scores.items()
             if name.startswith(prefix)
             for axis, axis_name in enumerate(axes[name])
@@ -163,20 +165,22 @@ def _named_axes(supernet: Supernet) -> Axes:
     """
     space = supernet.space
     largest = space.largest()
-    axes: Axes = {"ends." + name: named for name, named in param_axes(largest.ends).items()}
-    by_kind: dict[str, Axes] = {"mixer": {}, "ffn": {}}
+    by_kind: dict[str, Axes] = {"mixer": {}, "ffn": {}, "ends": {}}
     for spec in [*largest.sub_blocks(), *space.sub_blocks()]:
-        if not isinstance(spec, EndsSpec):
-            kind = "mixer" if isinstance(spec, MixerSpec) else "ffn"
-            for name, named in {**param_axes(spec), **_buffer_axes(spec)}.items():
-                by_kind[kind].setdefault(name, named)
+        kind = "mixer" if isinstance(spec, MixerSpec) else "ffn"
+        kind = "ends" if isinstance(spec, EndsSpec) else kind
+        for name, named in {**param_axes(spec), **_buffer_axes(spec)}.items():
+            by_kind[kind].setdefault(name, named)
+    axes: Axes = {"ends." + name: named for name, named in by_kind.pop("ends").items()}
     for slot in range(space.num_layers):
         for kind, found in by_kind.items():
             axes |= {f"blocks.layer{slot}_{kind}.{name}": named for name, named in found.items()}
     return axes
 
 
-def _buffer_axes(spec: MixerSpec | FFNSpec) -> Axes:
+def _buffer_axes(spec: SubBlockSpec) -> Axes:
+    if isinstance(spec, EndsSpec):
+        return Ends.buffer_axes(spec)
     named = NORMS[spec.norm].buffer_axes
     return {f"{norm}.{name}": axes for norm in ("norm", "norm_out") for name, axes in named.items()}
 
@@ -192,6 +196,12 @@ def _dimension(axis_name: str) -> str:
     return axis_name.partition("*")[0]
 
 
+def _head_dim(supernet: Supernet) -> int:
+    """Return the width of the largest network's heads, the same in all of its slots."""
+    largest = supernet.space.largest()
+    return width_of_head(largest.layers[0], largest.d_model, largest.head_dim)
+
+
 def _unit_size(axis_name: str, head_dim: int) -> int:
     """Return how many neighbours on an axis belong to one unit: a head has `head_dim`."""
     if "*" not in axis_name:
@@ -204,13 +214,14 @@ def _unit_size(axis_name: str, head_dim: int) -> int:
 @torch.no_grad()
 def _permute(supernet: Supernet, axes: Axes, order: _Order) -> None:
     """Bring units to their new places on every axis that has them."""
+    head_dim = _head_dim(supernet)
     for name, tensor in supernet.state_dict().items():
         if not name.startswith(order.prefix):
             continue
         for axis, axis_name in enumerate(axes[name]):
             unit = order.units.get(_dimension(axis_name))
             if unit is not None:
-                size = _unit_size(axis_name, supernet.space.head_dim)
+                size = _unit_size(axis_name, head_dim)
                 places = (unit[:, None] * size + torch.arange(size)).flatten()
                 # Heads beyond those of the largest network stay, and so does what has fewer: an
                 # operator with fewer key/value heads that the largest network does not use.

@@ -37,6 +37,7 @@ class LayerArch:
             must agree in mixer, options, key/value heads and position, or the choice is dropped.
         mixer_options: the mixer's own options, such as ``(("window", 32),)``; a mapping is
             accepted too. What is at its default is left out.
+        ffn_options: the FFN's own options, in the same form.
 
     Raises:
         UserError: for an unknown name or sizes that do not fit together.
@@ -54,6 +55,7 @@ class LayerArch:
     norm_placement: str = "pre"
     kv_shared: bool = False
     mixer_options: Options = ()
+    ffn_options: Options = ()
 
     def __post_init__(self) -> None:
         from searchspace.ffn import FFNS
@@ -89,13 +91,14 @@ class LayerArch:
 
     def _canonicalise_mixer(self) -> None:
         from searchspace.mixers import MIXERS
+        from searchspace.operator import canonical_options
 
         if self.mixer == ABSENT:
             self._set(num_heads=0, num_kv_heads=0, position="nope", mixer_precision="fp32")
             self._set(mixer_options=(), kv_shared=False)
             return
         mixer = MIXERS[self.mixer]
-        self._set(mixer_options=_canonical_options(self.mixer, self.mixer_options))
+        self._set(mixer_options=canonical_options("mixer", self.mixer, mixer, self.mixer_options))
         self._canonicalise_heads(mixer.head_kind(self.all_options))
         if position_kind(self.position) not in mixer.positions:
             self._set(position=mixer.positions[0])
@@ -125,14 +128,28 @@ class LayerArch:
         defaults = MIXERS[self.mixer].options if self.mixer != ABSENT else {}
         return {**defaults, **dict(self.mixer_options)}
 
+    @property
+    def all_ffn_options(self) -> dict[str, Any]:
+        """All options of the FFN, defaults included."""
+        from searchspace.ffn import FFNS
+
+        defaults = FFNS[self.ffn].options if self.ffn != ABSENT else {}
+        return {**defaults, **dict(self.ffn_options)}
+
     def _canonicalise_ffn(self) -> None:
+        from searchspace.ffn import FFNS
+        from searchspace.operator import canonical_options
+
         if self.ffn == ABSENT or self.intermediate_size == 0:
             if self.ffn == ABSENT and self.intermediate_size:
                 raise UserError(
                     f"ffn='none' with intermediate_size={self.intermediate_size}; "
                     "give a kind such as 'swiglu', or width 0"
                 )
-            self._set(ffn=ABSENT, intermediate_size=0, ffn_precision="fp32")
+            self._set(ffn=ABSENT, intermediate_size=0, ffn_precision="fp32", ffn_options=())
+            return
+        options = canonical_options("ffn", self.ffn, FFNS[self.ffn], self.ffn_options)
+        self._set(ffn_options=options)
 
     @property
     def skip(self) -> bool:
@@ -144,10 +161,12 @@ class LayerArch:
         if self.skip:
             return {"skip": True}
         values = asdict(self)
-        for name, default in (("norm_placement", "pre"), ("kv_shared", False)):
+        values |= {"mixer_options": dict(self.mixer_options), "ffn_options": dict(self.ffn_options)}
+        # Fields that came later are left out at their default, so that no older id changes.
+        for name, default in (("norm_placement", "pre"), ("kv_shared", False), ("ffn_options", {})):
             if values[name] == default:
                 del values[name]
-        return {**values, "mixer_options": dict(self.mixer_options)}
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LayerArch:
@@ -177,25 +196,3 @@ def check_whole(field: str, value: object, minimum: int) -> None:
 
 def _either(choices: Iterable[str]) -> str:
     return " or ".join(map(repr, choices))
-
-
-def _canonical_options(mixer: str, options: Options | Mapping[str, Any]) -> Options:
-    """Check a mixer's options; return those that are not at their default, sorted.
-
-    So an option added later changes no existing id.
-    """
-    from searchspace.mixers import MIXERS
-
-    defaults = MIXERS[mixer].options
-    try:
-        given = dict(options)
-    except (TypeError, ValueError):
-        raise UserError(f"mixer_options={options!r:.40} is no mapping of options") from None
-    for name in given:
-        if name not in defaults:
-            if not defaults:
-                raise UserError(f"mixer {mixer!r} has no options, but {name!r} was given")
-            raise unknown(f"option of mixer {mixer!r}", name, defaults)
-    options = MIXERS[mixer].settle_options({**defaults, **given})
-    MIXERS[mixer].check_options(mixer, options)
-    return tuple(sorted(item for item in options.items() if item[1] != defaults[item[0]]))

@@ -71,7 +71,13 @@ class MixerSpec:
 
 @dataclass(frozen=True)
 class FFNSpec:
-    """A residual feed-forward sub-block: norm, FFN, residual add; fields as in `MixerSpec`."""
+    """A residual feed-forward sub-block: norm, FFN, residual add; fields as in `MixerSpec`.
+
+    Args:
+        ffn: a name in `FFNS`.
+        intermediate_size: hidden width.
+        options: the FFN's own options that are not at their default, sorted.
+    """
 
     d_model: int
     ffn: str
@@ -79,12 +85,15 @@ class FFNSpec:
     precision: str = "fp32"
     norm: str = "rmsnorm"
     placement: str = "pre"
+    options: Options = ()
 
     @property
     def key(self) -> str:
         """A stable, readable name, unique among specs."""
+        options = "".join(f"_{name}{value}" for name, value in self.options)
         key = (
-            f"ffn/{self.ffn}/d{self.d_model}/f{self.intermediate_size}/{self.norm}/{self.precision}"
+            f"ffn/{self.ffn}{options}/d{self.d_model}/f{self.intermediate_size}"
+            f"/{self.norm}/{self.precision}"
         )
         return key if self.placement == "pre" else f"{key}/{self.placement}"
 

@@ -117,7 +117,7 @@ def param_axes(spec: SubBlockSpec) -> dict[str, tuple[str, ...]]:
     if isinstance(spec, MixerSpec):
         axes = MIXERS[spec.mixer].param_axes(spec)
     else:
-        axes = FFNS[spec.ffn].axes
+        axes = FFNS[spec.ffn].param_axes(spec)
     norms = ("norm", "norm_out") if spec.placement == "peri" else ("norm",)
     named = {
         f"{norm}.{name}": named for norm in norms for name, named in NORMS[spec.norm].axes.items()

@@ -46,8 +46,8 @@ class Supernet:
         for slot in range(space.num_layers):
             for spec in _maximal_specs(space):
                 self._add(f"blocks.{block_name(slot, spec)}.", spec, generator)
-        ends = EndsSpec(max(space.d_model), space.vocab_size, space.family)
-        self._add("ends.", ends, generator)
+        for spec in _maximal_ends(space):
+            self._add("ends.", spec, generator)
 
     def _add(self, prefix: str, spec: SubBlockSpec, generator: torch.Generator) -> None:
         """Add a sub-block's parameters; where a name exists already, grow it to cover both."""
@@ -172,6 +172,13 @@ def _leading(shape: torch.Size) -> tuple[slice, ...]:
     return tuple(slice(0, size) for size in shape)
 
 
+def _maximal_ends(space: SearchSpace) -> list[EndsSpec]:
+    """Return the widest ends, and the widest with a map behind the embedding if those have none."""
+    widths, embedded = sorted(space.d_model, reverse=True), space.family.embedding_size
+    narrower = widths[1:2] if widths[0] == embedded else []
+    return [EndsSpec(d, space.vocab_size, space.family) for d in widths[:1] + narrower]
+
+
 def _maximal_specs(space: SearchSpace) -> list[SubBlockSpec]:
     """Return specs whose parameters together cover those of every arch of the space.
 
@@ -194,6 +201,6 @@ def _maximal_specs(space: SearchSpace) -> list[SubBlockSpec]:
         else:
             if spec.intermediate_size != max(space.intermediate_size):
                 continue
-            key = (spec.ffn, spec.norm)
+            key = (spec.ffn, spec.options, spec.norm)
         wanted.setdefault(key, spec)
     return sorted(wanted.values(), key=lambda s: -getattr(s, "num_heads", 0))

@@ -52,10 +52,11 @@ class LatencyCosts:
 
     def of(self, genotypes: NDArray[np.int64]) -> FloatArray:
         """Return the latency in ms of each row of canonical `genotypes` (n, genes), shape (n,)."""
-        chunks = [self._of(rows) for rows in rows_of(self._parts.space, genotypes)]
+        chunks = [self.total(rows) for rows in rows_of(self._parts.space, genotypes)]
         return np.concatenate([np.empty(0), *chunks])
 
-    def _of(self, rows: Rows) -> FloatArray:
+    def total(self, rows: Rows) -> FloatArray:
+        """Return the latency in ms of each row, shape (n,)."""
         parts = self._parts.total(rows)
         latency_us = parts[:, 0] + self._correction.network_us(parts[:, 1], parts[:, 2])
         if self._traits:

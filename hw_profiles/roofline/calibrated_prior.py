@@ -133,9 +133,9 @@ def _features(spec: SubBlockSpec, workload: Workload, roofline: Roofline) -> dic
     Names are 1 where they hold; the width counts in doublings.
     """
     own = [kind_of(spec), f"precision {precision_of(spec)}"]
-    own += [] if isinstance(spec, EndsSpec) else [f"norm {spec.norm}"]
-    if isinstance(spec, MixerSpec):
-        own += [f"{spec.mixer} {name}={value}" for name, value in spec.options]
+    if not isinstance(spec, EndsSpec):
+        own += [f"norm {spec.norm}"]
+        own += [f"{kind_of(spec)} {name}={value}" for name, value in spec.options]
     features = dict.fromkeys(["all", *own], 1.0)
     features["width"] = math.log2(spec.d_model / REFERENCE_WIDTH)
     features["rates"] = roofline.rates_share(work(spec, workload))

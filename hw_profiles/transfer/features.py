@@ -111,7 +111,9 @@ def _factors(spec: SubBlockSpec) -> dict[str, None]:
 
 
 def _ffn_factors(spec: FFNSpec) -> list[str]:
-    return [f"ffn {spec.ffn}", f"ffn {spec.ffn} {spec.precision}"]
+    options = "".join(f" {name}={value}" for name, value in spec.options)
+    own = [f"option {spec.ffn}{options}"] if options else []
+    return [f"ffn {spec.ffn}", f"ffn {spec.ffn} {spec.precision}", *own]
 
 
 def _mixer_factors(spec: MixerSpec) -> list[str]:

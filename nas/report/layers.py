@@ -70,13 +70,18 @@ def _input(network: Network, family: Mapping[str, Any]) -> str:
         facts.append(f"{family['embedding_position']} positions")
     if family.get("pooling") == "class_token":
         facts.append("class token")
+    if family.get("embedding_norm", ABSENT) != ABSENT:
+        facts.append(str(family["embedding_norm"]))
+    if family.get("embedding_size"):
+        facts.append(f"width {family['embedding_size']}")
     return " · ".join(facts)
 
 
 def _output(family: Mapping[str, Any]) -> str:
     """Say what becomes of the last layer's result."""
     classes = family.get("num_classes")
-    facts = [str(family.get("final_norm", "rmsnorm"))]
+    norm = str(family.get("final_norm", "rmsnorm"))
+    facts = [norm] if norm != ABSENT else []
     if classes:
         facts.append(str(family.get("pooling", "mean")).replace("_", " "))
     return " · ".join([*facts, f"head of {classes} classes" if classes else "head"])
@@ -173,6 +178,7 @@ def _ffn(layer: Mapping[str, Any], full_width: float) -> Markup:
     if width <= 0:
         return tag("div", "no FFN", class_="empty")
     precision = str(layer.get("ffn_precision", "fp32"))
+    options = [f"{key} {value}" for key, value in mapping(layer.get("ffn_options")).items()]
     share = max(1.0, 100.0 * min(1.0, width / full_width))
     bar = tag(
         "i",
@@ -183,7 +189,7 @@ def _ffn(layer: Mapping[str, Any], full_width: float) -> Markup:
         "div",
         tag("strong", f"{name} {width:g}", _badge(precision)),
         tag("span", bar, class_="track"),
-        tag("small", _norm(layer)),
+        tag("small", " · ".join([*options, _norm(layer)])),
         class_="ffn",
     )
 

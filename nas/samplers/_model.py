@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nas.samplers._codec import Codec, IntMatrix
 from predictors.encodings import GeneEncoding
-from predictors.quality import QualityRegressor
+from predictors.models.prior_ridge import PriorRidge
 
 FloatArray = NDArray[np.float64]
 
@@ -33,7 +33,7 @@ class Surrogate:
         self._exact = list(codec.exact_indices)
         self._predicted = [m for m in range(len(signs)) if m not in self._exact]
         self._regressors = {m: self._new_regressor() for m in self._predicted}
-        self._limits: list[QualityRegressor] = []
+        self._limits: list[PriorRidge] = []
         self._draws: dict[int, FloatArray] = {}
 
     def fit(
@@ -112,6 +112,6 @@ class Surrogate:
         values = np.asarray(self.codec.exact_objectives(levels), dtype=np.float64)
         return np.asarray(values * self.signs[self._exact])
 
-    def _new_regressor(self) -> QualityRegressor:
+    def _new_regressor(self) -> PriorRidge:
         groups: Sequence[str] = self.encoding.groups
-        return QualityRegressor(self.encoding.prior_scale, groups)
+        return PriorRidge(self.encoding.prior_scale, groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from predictors.zero_cost.probe import Probe
 from searchspace.errors import UserError
@@ -24,12 +25,21 @@ def jacob_cov(probe: Probe) -> float:
         UserError: for a single sequence, one to which the network does not respond at all, or a
             response that is not finite.
     """
-    rows = probe.loss_pass.jacobian_BTD.double().flatten(1).numpy()
+    values = np.linalg.eigvalsh(np.corrcoef(jacobian_rows(probe))).clip(min=0.0) + EPSILON
+    return float(-(np.log(values) + 1.0 / values).sum())
+
+
+def jacobian_rows(probe: Probe) -> NDArray[np.float64]:
+    """Return J: for every sequence the flattened gradient by its embedded tokens.
+
+    Raises:
+        UserError: as `jacob_cov`.
+    """
+    rows: NDArray[np.float64] = probe.loss_pass.jacobian_BTD.double().flatten(1).numpy()
     if len(rows) < 2:
-        raise UserError("jacob_cov compares sequences, but the batch has one; give at least two")
+        raise UserError("the metric compares sequences, but the batch has one; give at least two")
     if not np.isfinite(rows).all():
         raise UserError("the gradient of the outputs by the embedded tokens is not finite")
     if not (rows.std(axis=1) > 0).all():
         raise UserError("the network's output does not depend on one of the sequences")
-    values = np.linalg.eigvalsh(np.corrcoef(rows)).clip(min=0.0) + EPSILON
-    return float(-(np.log(values) + 1.0 / values).sum())
+    return rows

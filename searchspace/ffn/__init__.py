@@ -4,6 +4,7 @@ from searchspace.ffn.glu import GeGLU, ReGLU, SwiGLU
 from searchspace.ffn.mlp import FFN, GeluMLP, ReluMLP, SiluMLP, SquaredReluMLP
 from searchspace.ffn.polynomial import PolyNormMLP, PolyReluMLP
 from searchspace.ffn.rwkv_channelmix import RWKVChannelMix
+from searchspace.ffn.stack import GeluStack
 
 FFNS: dict[str, type[FFN]] = {
     "swiglu": SwiGLU,
@@ -16,6 +17,7 @@ FFNS: dict[str, type[FFN]] = {
     "polyrelu": PolyReluMLP,
     "polynorm": PolyNormMLP,
     "rwkv_channelmix": RWKVChannelMix,
+    "gelu_stack": GeluStack,
 }
 """Every FFN by name."""
 

@@ -5,18 +5,18 @@ Shapes: B batch, T tokens, D d_model, F hidden units.
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from searchspace.linear import Linear
+from searchspace.operator import Operator
 from searchspace.specs import FFNSpec
 
 
-class FFN(nn.Module):
+class FFN(Operator):
     """`down_proj(activation(up_proj(x)))`, built at its final size.
 
     Widths are nested: a smaller network uses the leading rows of `up_proj` and the leading
@@ -25,15 +25,14 @@ class FFN(nn.Module):
     Source: Vaswani et al. 2017, equation 2; Devvrit et al. 2023, "MatFormer", section 3.1.
     """
 
+    spec: FFNSpec
+
     stateful: ClassVar[bool] = False
     """Whether a token's result depends on earlier tokens; then `forward` takes a state."""
     axes: ClassVar[dict[str, tuple[str, ...]]] = {
         "up_proj.weight": ("intermediate_size", "d_model"),
         "down_proj.weight": ("d_model", "intermediate_size"),
     }
-    """Named dimension of every axis of every parameter."""
-    onnx: ClassVar[str] = ""
-    """Why it cannot be exported to ONNX; empty where it can."""
 
     def __init__(self, spec: FFNSpec) -> None:
         super().__init__()
@@ -60,13 +59,6 @@ class FFN(nn.Module):
     def output_linear(self) -> Linear | None:
         """Return the map whose result is the FFN's; None where there is none."""
         return self.down_proj
-
-    def reset(self, generator: torch.Generator, depth: int) -> None:
-        """Initialise every parameter; the output projection shrinks with the `depth`."""
-        last = self.output_linear()
-        for module in self.children():
-            if isinstance(module, Linear):
-                module.reset(generator, 1.0 / math.sqrt(2 * max(depth, 1)) if module is last else 1)
 
 
 class GeluMLP(FFN):

@@ -8,6 +8,7 @@ from searchspace.mixers.deltanet import DeltaNet
 from searchspace.mixers.diag_block import BlockAttention
 from searchspace.mixers.dilated import DilatedAttention
 from searchspace.mixers.dsconv import SeparableConv
+from searchspace.mixers.dynamic_conv import DynamicConv
 from searchspace.mixers.flow import FlowAttention
 from searchspace.mixers.fourier import CosineMixer, FourierMixer
 from searchspace.mixers.fourier_sf import FourierAttention
@@ -67,6 +68,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "pool": AveragePool,
     "maxpool": MaxPool,
     "dsconv": SeparableConv,
+    "dynamic_conv": DynamicConv,
     "glu_mixer": GluMixer,
     "fourier": FourierMixer,
     "dct": CosineMixer,

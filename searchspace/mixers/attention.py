@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from nas_kernels.constants import cached_constant
 from searchspace.convolution import causal_conv, depthwise_conv
-from searchspace.mixers.base import MixerState, ProjectedMixer
+from searchspace.mixers.base import MixerState, ProjectedMixer, SharedKV
 from searchspace.mixers.kv_cache import KeyValueCache
 from searchspace.positions import KINDS, alibi_bias, apply_rope, position_kind
 from searchspace.specs import MixerSpec
@@ -57,6 +57,18 @@ class AttentionMixer(ProjectedMixer):
     def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, start: int) -> Tensor:
         """Return (B, H, T, K); query t stands at position `start + t` of the S keys."""
         raise NotImplementedError
+
+    def attend_whole(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
+        """Return (B, H, T, K) within a sequence from its first token on."""
+        return self.attend(q_BHTK, k_BGTK, v_BGTK, 0)
+
+    def attention_probs(self, x_BTD: Tensor, shared: SharedKV | None = None) -> Tensor | None:
+        """Return the weights (B, H, T, T); a form without a softmax overrides this."""
+        q, k, _ = self.project_qkv(x_BTD)
+        tokens = x_BTD.shape[1]
+        # A sum of weighted unit vectors is the row of weights, whatever way it is computed.
+        unit_BGTT = torch.eye(tokens, dtype=k.dtype, device=k.device).expand(*k.shape[:2], -1, -1)
+        return self.attend_whole(self.rotate(q, 0), self.rotate(k, 0), unit_BGTT)
 
     def rotate(self, x_BHTK: Tensor, start: int) -> Tensor:
         """Apply the rotary embedding where the mixer has one."""

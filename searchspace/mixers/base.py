@@ -6,7 +6,6 @@ W taps of a convolution.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from searchspace.convolution import causal_conv, depthwise_conv, reset_conv
-from searchspace.errors import UserError, unknown
 from searchspace.linear import Linear, project
+from searchspace.operator import Operator
 from searchspace.specs import MixerSpec
 
 
@@ -56,13 +55,15 @@ class SharedKV:
     start: int = 0
 
 
-class Mixer(nn.Module):
+class Mixer(Operator):
     """A token mixer built at its final size from a `MixerSpec`.
 
     A subclass declares the class variables below, and implements `forward` and, for its causal
     form, `init_state`. A parameter called `weight` with two axes is a matrix of a `Linear`; other
     parameters have other names.
     """
+
+    spec: MixerSpec
 
     directions: ClassVar[tuple[str, ...]] = ("causal", "bidirectional")
     """The forms it has: ``"causal"`` (with a state), ``"bidirectional"`` (for encoders)."""
@@ -81,47 +82,11 @@ class Mixer(nn.Module):
     """Whether it has parameters for every position up to `spec.max_tokens`."""
     shares_kv: ClassVar[bool] = False
     """Whether it can take keys and values from an earlier layer (``spec.kv_shared``)."""
-    options: ClassVar[dict[str, Any]] = {}
-    """Its own options with their defaults; whole numbers and strings."""
-    option_choices: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """Allowed values of options; a whole number not listed here must be at least 1."""
-    axes: ClassVar[dict[str, tuple[str, ...]]] = {}
-    """Named dimension of every axis of every parameter (see `param_axes`)."""
-    onnx: ClassVar[str] = ""
-    """Why it cannot be exported to ONNX; empty where it can."""
-
-    def __init_subclass__(cls) -> None:
-        """Add the options of the parent class to those that a subclass declares."""
-        parent = cls.__mro__[1]
-        cls.options = {**getattr(parent, "options", {}), **cls.options}
-        cls.option_choices = {**getattr(parent, "option_choices", {}), **cls.option_choices}
 
     def __init__(self, spec: MixerSpec) -> None:
         super().__init__()
         self.spec = spec
         self.causal = spec.causal
-
-    @classmethod
-    def param_axes(cls, spec: MixerSpec) -> dict[str, tuple[str, ...]]:
-        """Return `axes` for a spec; overridden where options add or drop parameters."""
-        return cls.axes
-
-    @classmethod
-    def check_options(cls, name: str, options: Mapping[str, Any]) -> None:
-        """Raise a `UserError` for an option value that is not allowed; all options are given."""
-        for option, value in options.items():
-            default, choices = cls.options[option], cls.option_choices.get(option)
-            if choices is not None:
-                if value not in choices or type(value) is not type(default):
-                    raise unknown(f"{name}.{option}", value, map(str, choices))
-            elif type(value) is not type(default) or (isinstance(value, int) and value < 1):
-                kind = "a whole number of at least 1" if isinstance(default, int) else "a text"
-                raise UserError(f"{name}.{option}={value!r} must be {kind}")
-
-    @classmethod
-    def settle_options(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Return all options, with those that have no effect beside the others at their default."""
-        return options
 
     @classmethod
     def head_kind(cls, options: Mapping[str, Any]) -> Literal["grouped", "equal", "none"]:
@@ -138,15 +103,6 @@ class Mixer(nn.Module):
         """Whether a layer with these options may take or provide keys and values."""
         return cls.shares_kv
 
-    def option(self, name: str) -> Any:
-        """Return the value of an option; its default where the spec does not give it."""
-        return self.option_of(self.spec, name)
-
-    @classmethod
-    def option_of(cls, spec: MixerSpec, name: str) -> Any:
-        """Return the value of an option in a spec, without a module."""
-        return dict(spec.options).get(name, cls.options[name])
-
     def forward(self, x_BTD: Tensor, state: Any = None) -> Tensor:
         """Mix `x_BTD`; with a state (causal form), go on from it and update it in place."""
         raise NotImplementedError
@@ -155,23 +111,12 @@ class Mixer(nn.Module):
         """Return the empty state for `batch` sequences of at most `max_tokens` tokens."""
         raise NotImplementedError
 
-    def input_linears(self) -> list[Linear]:
-        """Return the maps that are all that reads the input; empty where something else does.
+    def attention_probs(self, x_BTD: Tensor, shared: SharedKV | None = None) -> Tensor | None:
+        """Return the weights (B, H, T, S) that a softmax over keys gives; None without one.
 
-        A foldable norm in front of the mixer is merged into them.
+        Only to look at: `forward` need not have them in one piece.
         """
-        return []
-
-    def output_linear(self) -> Linear | None:
-        """Return the map whose result is the mixer's; None where there is none."""
         return None
-
-    def reset(self, generator: torch.Generator, depth: int) -> None:
-        """Initialise every parameter; output projections shrink with the `depth`."""
-        last = self.output_linear()
-        for module in self.children():
-            if isinstance(module, Linear):
-                module.reset(generator, 1.0 / math.sqrt(2 * max(depth, 1)) if module is last else 1)
 
 
 ATTENTION_AXES: dict[str, tuple[str, ...]] = {

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from searchspace.errors import UserError
-from searchspace.mixers.attention import sdpa
-from searchspace.mixers.base import ATTENTION_AXES, ProjectedMixer
+from searchspace.mixers.attention import grouped_scores, sdpa
+from searchspace.mixers.base import ATTENTION_AXES, ProjectedMixer, SharedKV
 from searchspace.specs import MixerSpec
 
 
@@ -68,3 +68,8 @@ class LinformerAttention(ProjectedMixer):
         q, k, v = self.project_qkv(x_BTD)
         k, v = self.linformer_k[:, :tokens] @ k, self.linformer_v[:, :tokens] @ v
         return self.o_proj(self.merge_heads(sdpa(q, k, v, None)))
+
+    def attention_probs(self, x_BTD: Tensor, shared: SharedKV | None = None) -> Tensor | None:
+        """Return the weights (B, H, T, R) of the mixtures of tokens."""
+        q, k, _ = self.project_qkv(x_BTD)
+        return grouped_scores(q, self.linformer_k[:, : x_BTD.shape[1]] @ k).softmax(dim=-1)

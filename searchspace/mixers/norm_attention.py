@@ -18,7 +18,7 @@ from searchspace.mixers.attention import (
     grouped_sum,
     in_query_chunks,
 )
-from searchspace.mixers.base import ATTENTION_AXES
+from searchspace.mixers.base import ATTENTION_AXES, SharedKV
 from searchspace.mixers.relu_attention import num_visible
 from searchspace.specs import MixerSpec
 
@@ -51,6 +51,10 @@ class NormAttention(AttentionMixer):
         super().reset(generator, depth)
         nn.init.ones_(self.norm_attention_gain)
         nn.init.zeros_(self.norm_attention_bias)
+
+    def attention_probs(self, x_BTD: Tensor, shared: SharedKV | None = None) -> Tensor | None:
+        """Return None: the weights are no softmax."""
+        return None
 
     def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, start: int) -> Tensor:
         """Weigh the visible keys."""

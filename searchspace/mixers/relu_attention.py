@@ -16,6 +16,7 @@ from searchspace.mixers.attention import (
     grouped_sum,
     in_query_chunks,
 )
+from searchspace.mixers.base import SharedKV
 
 
 class ReluAttention(AttentionMixer):
@@ -25,6 +26,10 @@ class ReluAttention(AttentionMixer):
 
     Source: Wortsman et al. 2023, "Replacing softmax with ReLU in Vision Transformers", section 3.
     """
+
+    def attention_probs(self, x_BTD: Tensor, shared: SharedKV | None = None) -> Tensor | None:
+        """Return None: the weights are no softmax."""
+        return None
 
     def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, start: int) -> Tensor:
         """Weigh the visible keys."""

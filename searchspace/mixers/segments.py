@@ -30,6 +30,10 @@ class SegmentMixer(AttentionMixer):
         """Return (B, H, T, K) for tokens whose first one begins a segment."""
         raise NotImplementedError
 
+    def attend_whole(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
+        """Return (B, H, T, K) within a sequence from its first token on."""
+        return self.attend_segments(q_BHTK, k_BGTK, v_BGTK)
+
     def attend_last(self, q_BH1K: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
         """Return (B, H, 1, K) for the newest token, the last of the S of its segment so far."""
         raise NotImplementedError

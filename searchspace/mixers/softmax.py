@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, D d_model, H query heads, G key/value heads, K head w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -42,20 +43,29 @@ class SoftmaxAttention(AttentionMixer):
     no value and output matrices, values are the input and the heads' results are averaged.
     Convolutions of `qkv_dconv` stand behind those projections that are there.
 
+    Option `similarity`: ``"weighted"`` (weighted multiplicative attention) puts a learned (K, K)
+    matrix W_a per query head into the scores, `q W_a k / sqrt(K)`. It stands between the queries
+    (convolved, where they are) and their positions, so that a rotary embedding still depends on
+    distances alone, and keys are cached, shared and grouped as they are without it. It starts near
+    the identity, and stays in floating point at any precision.
+
     With `kv_shared` keys and values are those of an earlier layer; queries are then not convolved,
     which would need a state.
 
     Source: Vaswani et al. 2017, equation 1; Ainslie et al. 2023 (GQA); Shazeer 2019 (MQA);
     Bermeitinger et al. 2024, "Reducing the Transformer Architecture to a Minimum", section 3 (`qk`,
-    `vo`); Brandon et al. 2024, "Reducing Transformer Key-Value Cache Size with Cross-Layer
+    `vo`); Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation",
+    equation 8 ("general"), and Tuli et al. 2022, "FlexiBERT", section 3.1 and table 1
+    (`similarity`); Brandon et al. 2024, "Reducing Transformer Key-Value Cache Size with Cross-Layer
     Attention", section 2.2 (`kv_shared`).
     """
 
     shares_kv: ClassVar[bool] = True
-    options: ClassVar[dict[str, Any]] = {"qk": "separate", "vo": "separate"}
+    options: ClassVar[dict[str, Any]] = {"qk": "separate", "vo": "separate", "similarity": "dot"}
     option_choices: ClassVar[dict[str, tuple[Any, ...]]] = {
         "qk": ("separate", "symmetric", "collapsed"),
         "vo": ("separate", "identity"),
+        "similarity": ("dot", "weighted"),
     }
 
     def __init__(self, spec: MixerSpec) -> None:
@@ -76,6 +86,10 @@ class SoftmaxAttention(AttentionMixer):
             self.qk_collapsed = nn.ModuleList(
                 Linear(spec.d_model, spec.d_model, spec.precision) for _ in range(spec.num_heads)
             )
+        self.weighted = self.option("similarity") == "weighted"
+        if self.weighted:
+            shape = (spec.num_heads, spec.head_dim, spec.head_dim)
+            self.qk_weighted = nn.Parameter(torch.empty(shape))
         self.projected = [part for part in "qkv" if part in there]
         self.convolved = [] if spec.kv_shared or not self.num_taps else self.projected
         for name in CONV_AXES:
@@ -104,6 +118,8 @@ class SoftmaxAttention(AttentionMixer):
         if cls.option_of(spec, "qk") == "collapsed":
             for head in range(spec.num_heads):
                 axes[f"qk_collapsed.{head}.weight"] = ("d_model", "d_model")
+        if cls.option_of(spec, "similarity") == "weighted":
+            axes["qk_weighted"] = ("num_heads", "head_dim", "head_dim")
         return axes
 
     @classmethod
@@ -115,11 +131,18 @@ class SoftmaxAttention(AttentionMixer):
                 f"{name}.qkv_dconv={options['qkv_dconv']} with qk='collapsed' has no query and key "
                 "projections to stand behind; set qkv_dconv=0 or qk='separate'"
             )
+        if options["qk"] == "collapsed" and options["similarity"] == "weighted":
+            raise UserError(
+                f"{name}.similarity='weighted' with qk='collapsed' puts a matrix behind one that "
+                "is free already; set similarity='dot' or qk='separate'"
+            )
 
     @classmethod
     def settle_options(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the options without convolutions where there is nothing for them to follow."""
-        return {**options, "qkv_dconv": 0} if options["qk"] == "collapsed" else options
+        """Return the options without what stands behind projections, where those are collapsed."""
+        if options["qk"] != "collapsed":
+            return options
+        return {**options, "qkv_dconv": 0, "similarity": "dot"}
 
     @classmethod
     def head_kind(cls, options: Mapping[str, Any]) -> Literal["grouped", "equal", "none"]:
@@ -141,6 +164,11 @@ class SoftmaxAttention(AttentionMixer):
         for part in self.convolved:
             taps_CW = getattr(self, f"{part}_conv")
             reset_conv(taps_CW, generator)
+        if self.weighted:
+            width = self.spec.head_dim
+            with torch.no_grad():
+                self.qk_weighted.normal_(0.0, 0.1 / math.sqrt(width), generator=generator)
+                self.qk_weighted.diagonal(dim1=1, dim2=2).add_(1.0)
 
     def input_linears(self) -> list[Linear]:
         """Return all input maps; none where keys or values are the input itself."""
@@ -224,8 +252,10 @@ class SoftmaxAttention(AttentionMixer):
         if self.collapsed:
             return torch.stack(outs[num_projected:], dim=1), k, v
         if "q" not in heads:
-            return k.repeat_interleave(self.spec.num_heads // k.shape[1], dim=1), k, v
-        return heads["q"], k, v
+            q = k.repeat_interleave(self.spec.num_heads // k.shape[1], dim=1)
+        else:
+            q = heads["q"]
+        return q @ self.qk_weighted if self.weighted else q, k, v
 
     def _convolve(self, parts: list[Tensor], state: MixerState | None) -> list[Tensor]:
         if not self.convolved:
@@ -256,9 +286,18 @@ class SoftmaxAttention(AttentionMixer):
 
     def _attend_wide(self, q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
         """Attend where keys, values or both are the input, one for all heads."""
-        mask = self.full_mask(q, k.shape[2], start)
-        weights = apply_mask(grouped_scores(q, k), mask).softmax(dim=-1)
+        weights = self._weights(q, k, start)
         if self.identity:
             # Averaging the weights, not the results, sums over the wide values once.
             return weights.mean(dim=1).to(v.dtype) @ v[:, 0]
         return grouped_sum(weights, v)
+
+    def _weights(self, q: Tensor, k: Tensor, start: int) -> Tensor:
+        mask = self.full_mask(q, k.shape[2], start)
+        return apply_mask(grouped_scores(q, k), mask).softmax(dim=-1)
+
+    def attention_probs(self, x_BTD: Tensor, shared: SharedKV | None = None) -> Tensor | None:
+        """Return the weights (B, H, T, S); with `kv_shared` those of the keys in `shared`."""
+        q, k, _ = self._project(x_BTD, None)
+        k = self._borrow(x_BTD, None, shared)[0] if self.spec.kv_shared else self.rotate(k, 0)
+        return self._weights(self.rotate(q, 0), k, 0)

@@ -24,7 +24,7 @@ def block_banded(
 
     Each block of W queries attends to its own block of keys and to those beside it.
     """
-    batch, heads, tokens, dim = q_BHTK.shape
+    batch, heads, tokens, _ = q_BHTK.shape
     num_blocks = -(-tokens // window)
     tail = num_blocks * window - tokens
 
@@ -48,7 +48,7 @@ def block_banded(
     mask = mask.expand(batch, -1, -1, -1, -1).flatten(0, 1)
     out = sdpa(blocks(q_BHTK).flatten(0, 1), with_neighbours(k_BGTK), with_neighbours(v_BGTK), mask)
     out = out.unflatten(0, (batch, num_blocks)).transpose(1, 2)
-    return out.reshape(batch, heads, num_blocks * window, dim)[:, :, :tokens]
+    return out.reshape(batch, heads, num_blocks * window, -1)[:, :, :tokens]
 
 
 @cached_constant

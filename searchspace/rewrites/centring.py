@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from searchspace.ends import Ends
 from searchspace.errors import UserError
 from searchspace.linear import Linear
 from searchspace.norms import LayerNorm, RMSNorm
@@ -42,16 +43,24 @@ def layernorm_to_rmsnorm(subnet: Subnet) -> None:
     """
     _check(subnet)
     ends = subnet.ends
+    if ends.embedding_proj is not None:
+        _centre_result(ends.embedding_proj)
+    else:
+        _centre_embedding(ends)
+    for _, block in _blocks(subnet):
+        block.norm = _without_centring(block.norm, block.op.input_linears())
+        _centre_result(cast(Linear, block.op.output_linear()))
+    ends.norm = _without_centring(ends.norm, [ends.head])
+
+
+def _centre_embedding(ends: Ends) -> None:
+    """Give everything that is embedded zero mean over the features."""
     for name in ("embedding", "positions", "class_token"):
         if hasattr(ends, name):
             old = getattr(ends, name)
             setattr(ends, name, replacement(old, _centred(old, dim=1)))
     if hasattr(ends, "patch_proj"):
         _centre_result(ends.patch_proj)
-    for _, block in _blocks(subnet):
-        block.norm = _without_centring(block.norm, block.op.input_linears())
-        _centre_result(cast(Linear, block.op.output_linear()))
-    ends.norm = _without_centring(ends.norm, [ends.head])
 
 
 def _blocks(subnet: Subnet) -> list[tuple[str, MixerBlock | FFNBlock]]:
@@ -93,6 +102,9 @@ def _check(subnet: Subnet) -> None:
             raise _refusal(f"in {name}, {kind!r} does not end in a linear map")
     if not isinstance(subnet.ends.norm, LayerNorm):
         raise _refusal(f"the final norm is {subnet.ends.family.final_norm!r}, not 'layernorm'")
+    family = subnet.ends.family
+    if family.embedding_norm != "none" and subnet.ends.embedding_proj is None:
+        raise _refusal(f"nothing linear follows embedding_norm={family.embedding_norm!r}")
     for name, module in subnet.named_modules():
         if isinstance(module, Linear) and module.precision != "fp32":
             raise _refusal(f"{name} has precision={module.precision!r}, not 'fp32'")

@@ -39,16 +39,20 @@ def fold_norms(module: nn.Module) -> None:
     """
     for child in list(module.modules()):
         if isinstance(child, Ends):
-            _fold_before(child, [child.head])
+            embedding_proj = child.embedding_proj
+            _fold_before(
+                child, "embedding_norm", [] if embedding_proj is None else [embedding_proj]
+            )
+            _fold_before(child, "norm", [child.head])
         elif isinstance(child, ResidualBlock):
             _fold_block(child)
 
 
 def _fold_block(block: ResidualBlock) -> None:
     if block.spec.placement == "post":
-        _fold_before(block, [])
+        _fold_before(block, "norm", [])
         return
-    _fold_before(block, block.op.input_linears())
+    _fold_before(block, "norm", block.op.input_linears())
     norm_out = getattr(block, "norm_out", None)
     if is_foldable(norm_out):
         last = block.op.output_linear()
@@ -59,18 +63,18 @@ def _fold_block(block: ResidualBlock) -> None:
             block.norm_out = Affine(*norm_out.affine())
 
 
-def _fold_before(block: ResidualBlock | Ends, linears: list[Linear]) -> None:
-    """Fold `block.norm` into the maps that are all that reads it."""
-    norm = block.norm
+def _fold_before(block: ResidualBlock | Ends, name: str, linears: list[Linear]) -> None:
+    """Fold the block's norm of that name into the maps that are all that reads it."""
+    norm = getattr(block, name)
     if not is_foldable(norm):
         return
     scale_D, shift_D = norm.affine()
     if not can_merge(linears):
-        block.norm = Affine(scale_D, shift_D)
+        setattr(block, name, Affine(scale_D, shift_D))
         return
     for linear in dict.fromkeys(linears):
         merge_before(linear, scale_D, shift_D)
-    block.norm = nn.Identity()
+    setattr(block, name, nn.Identity())
 
 
 def is_foldable(norm: object) -> TypeGuard[Norm]:

@@ -47,7 +47,7 @@ def _ways_of_a_layer(space: SearchSpace) -> tuple[Counter[Kind], Counter[Kind]]:
     without_ffn = 0 in space.intermediate_size
     for layer in set(space.mixer_half.layers):
         if layer.mixer != ABSENT:
-            kind = sharing_kind(layer) if True in space.kv_shared else None
+            kind = sharing_kind(layer, space.head_dim) if True in space.kv_shared else None
             counter = sharing if layer.kv_shared else own
             counter[kind] += ffns[_norm_of(layer)] + without_ffn
     if ABSENT in space.mixers:

@@ -12,6 +12,7 @@ from searchspace.family import Family
 
 if TYPE_CHECKING:
     from searchspace.space import SearchSpace
+    from searchspace.space.halves import Operators as OptionChoices
 
 PRESETS = Path(__file__).parents[1] / "presets"
 TOP_KEYS = ("name", "d_model", "head_dim", "num_layers", "min_depth", "layers", "family")
@@ -29,7 +30,7 @@ PLAIN_LAYER_KEYS = (
 
 def space_to_dict(space: SearchSpace) -> dict[str, Any]:
     """Return the JSON-ready form of a space, which `space_arguments` reads."""
-    mixers = {name: {k: list(v) for k, v in o.items()} for name, o in space.mixers.items()}
+    ffns = {name: space.ffn_options.get(name, {}) for name in space.ffn}
     return {
         "name": space.name,
         "d_model": list(space.d_model),
@@ -38,9 +39,10 @@ def space_to_dict(space: SearchSpace) -> dict[str, Any]:
         "min_depth": space.min_depth,
         "family": space.family.to_dict(),
         "layers": {
-            "mixer": mixers,
+            "mixer": _as_tables(space.mixers),
             "heads": [list(pair) for pair in space.heads],
             **{key: list(getattr(space, key)) for key in PLAIN_LAYER_KEYS},
+            "ffn": _as_tables(ffns) if space.ffn_options else list(space.ffn),
         },
     }
 
@@ -103,17 +105,33 @@ def _layer_arguments(layers: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("mixer", "heads", "intermediate_size"):
         if key not in layers:
             raise UserError(f"the search space lacks [layers] {key!r}")
-    mixers = layers["mixer"]
-    if not isinstance(mixers, Mapping) or not all(isinstance(o, Mapping) for o in mixers.values()):
-        raise UserError("[layers] mixer must be a table with one table per mixer")
+    if isinstance(layers.get("ffn"), Mapping):
+        ffns = _tables("ffn", layers["ffn"])
+        options = {name: choices for name, choices in ffns.items() if choices}
+        layers = {**layers, "ffn": list(ffns)}
+    else:
+        options = {}
     return {
-        "mixers": {
-            mixer: {k: _choices(f"{mixer}.{k}", v) for k, v in options.items()}
-            for mixer, options in mixers.items()
-        },
+        "mixers": _tables("mixer", layers["mixer"]),
         "heads": tuple(_pair(pair, layers["heads"]) for pair in _choices("heads", layers["heads"])),
         **{key: _choices(key, layers[key]) for key in PLAIN_LAYER_KEYS if key in layers},
+        "ffn_options": options,
     }
+
+
+def _tables(kind: str, tables: object) -> OptionChoices:
+    """Return the choices of every operator's options."""
+    if not isinstance(tables, Mapping) or not all(isinstance(o, Mapping) for o in tables.values()):
+        raise UserError(f"[layers] {kind} must be a table with one table per {kind}")
+    return {
+        name: {option: _choices(f"{name}.{option}", given) for option, given in options.items()}
+        for name, options in tables.items()
+    }
+
+
+def _as_tables(operators: OptionChoices) -> dict[str, dict[str, list[Any]]]:
+    """Return the JSON-ready form of what `_tables` reads."""
+    return {name: {k: list(v) for k, v in o.items()} for name, o in operators.items()}
 
 
 def _choices(key: str, value: object) -> tuple[Any, ...]:

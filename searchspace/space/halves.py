@@ -24,26 +24,52 @@ if TYPE_CHECKING:
 
 NORM_GENES = ("norm", "norm_placement")
 MIXER_GENES = ("heads", "position", "mixer_precision", "kv_shared")
-FFN_GENES = ("intermediate_size", "ffn", "ffn_precision")
+FFN_GENES = ("intermediate_size", "ffn_precision")
 
 Indices = NDArray[np.int64]
+Operators = Mapping[str, Mapping[str, tuple[Any, ...]]]
+"""By name the choices of each operator's own options."""
 
 
 class Half:
     """All combinations of the genes of one half, numbered off.
 
+    For each operator they are its own options times the genes that all operators have.
+
     Args:
         space: the search space.
-        genes: the genes that are the half's alone; norms belong to both halves.
+        kind: the gene that says which operator stands here, ``"mixer"`` or ``"ffn"``.
+        operators: by name the choices of each operator's own options.
+        common: the genes that all operators have; norms belong to both halves.
+        fixed: values that leave the other half out.
     """
 
-    def __init__(self, space: SearchSpace, genes: Sequence[str]) -> None:
+    absent_gene: str
+    """The gene that says whether this half is there."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        kind: str,
+        operators: Operators,
+        common: Sequence[str],
+        fixed: Mapping[str, Any],
+    ) -> None:
         self.space = space
-        self.genes = tuple(genes)
+        self.kind = kind
+        self.operators = operators
+        own = [f"{name}.{option}" for name in operators for option in operators[name]]
+        self.genes = (kind, *own, *common)
         self.layers: list[LayerArch] = []
         """What each combination describes, with nothing in the other half."""
         self._chosen: list[dict[str, int]] = []
         self._first: dict[tuple[Any, ...], int] = {}
+        self._parts: list[tuple[int, list[str]]] = []
+        for number, name in enumerate(operators):
+            own = [f"{name}.{option}" for option in operators[name]]
+            genes = [] if name == ABSENT else [*own, *common, *NORM_GENES]
+            self._parts.append((len(self.layers), genes))
+            self._add(genes, {**fixed, kind: name}, **{kind: number})
 
     def _add(self, genes: Sequence[str], fixed: Mapping[str, Any], **indices: int) -> None:
         """Add every combination of the choices of `genes`; `indices` are those of other genes."""
@@ -82,9 +108,16 @@ class Half:
         """Return all that this half of a layer is; empty where it is absent."""
         raise NotImplementedError
 
+    def options(self, layer: LayerArch) -> dict[str, Any]:
+        """Return all options of the operator of a layer."""
+        raise NotImplementedError
+
     def value(self, layer: LayerArch, gene: str) -> Any:
-        """Return what a layer has in the place of a gene of this half."""
-        return getattr(layer, gene)
+        """Return what a layer has in the place of a gene; None for another operator's option."""
+        operator, _, option = gene.partition(".")
+        if not option:
+            return getattr(layer, gene)
+        return self.options(layer)[option] if operator == getattr(layer, self.kind) else None
 
     def choice(self, layer: LayerArch, slot: int) -> dict[str, int]:
         """Return the indices of the genes that count, norms included, of a slot's layer.
@@ -100,7 +133,8 @@ class Half:
 
     def _not_offered(self, layer: LayerArch, slot: int) -> UserError:
         alike = [other for other in self.layers if self._alike(other, layer)]
-        for gene in (*self.genes, *NORM_GENES):
+        genes = (*self.genes, *NORM_GENES) if self.key(layer) else (self.absent_gene,)
+        for gene in genes:
             value = self.value(layer, gene)
             if value not in [self.value(other, gene) for other in alike]:
                 return UserError(
@@ -114,30 +148,53 @@ class Half:
 
     def _alike(self, other: LayerArch, layer: LayerArch) -> bool:
         """Whether the same genes count in two layers."""
-        return True
+        name = getattr(layer, self.kind)
+        return getattr(other, self.kind) == name or name not in self.operators
+
+    def index(self, genotypes: Indices, slot: int) -> Indices:
+        """Return the place in `layers` of a slot's half, for each genotype (n, genes)."""
+        offsets, strides = self._radix
+        chosen = self.space.indices(genotypes, f"layers.{slot}.{self.kind}")
+        out = offsets[chosen]
+        for gene, by_operator in strides.items():
+            out += by_operator[chosen] * self.space.indices(genotypes, f"layers.{slot}.{gene}")
+        return out
+
+    @cached_property
+    def _radix(self) -> tuple[Indices, dict[str, Indices]]:
+        """Return each operator's place of its first layer, and by gene how far a step goes there.
+
+        A step in a gene that an operator does not have goes nowhere.
+        """
+        choices = self.space.layer_choices()
+        offsets = np.array([offset for offset, _ in self._parts])
+        strides: dict[str, Indices] = {}
+        for number, (_, genes) in enumerate(self._parts):
+            step = 1
+            for gene in reversed(genes):
+                if len(choices[gene]) > 1:
+                    strides.setdefault(gene, np.zeros_like(offsets))[number] = step
+                step *= len(choices[gene])
+        return offsets, strides
 
 
 class MixerHalf(Half):
-    """Every mixer sub-block: for each mixer, its own options times the common genes.
+    """Every mixer sub-block.
 
     Args:
         space: the search space.
     """
 
+    absent_gene = "mixer"
+
     def __init__(self, space: SearchSpace) -> None:
-        super().__init__(space, ("mixer", *space.mixer_options(), *MIXER_GENES))
-        self._parts = []
-        for number, mixer in enumerate(space.mixers):
-            own = [f"{mixer}.{option}" for option in space.mixers[mixer]]
-            genes = [] if mixer == ABSENT else [*own, *MIXER_GENES, *NORM_GENES]
-            self._parts.append((len(self.layers), genes))
-            self._add(genes, {"mixer": mixer, "intermediate_size": 0}, mixer=number)
+        super().__init__(space, "mixer", space.mixers, MIXER_GENES, {"intermediate_size": 0})
 
     @cached_property
     def sharing(self) -> Indices:
         """Number of what each combination must agree in to share keys and values, or -1."""
         numbers: dict[Any, int] = {None: -1}
-        kinds = [sharing_kind(layer) for layer in self.layers]
+        kinds = [sharing_kind(layer, self.space.head_dim) for layer in self.layers]
         return np.array([numbers.setdefault(kind, len(numbers)) for kind in kinds])
 
     def spec(self, layer: LayerArch, d_model: int) -> SubBlockSpec | None:
@@ -155,43 +212,15 @@ class MixerHalf(Half):
             layer.mixer_precision, layer.kv_shared, layer.norm, layer.norm_placement,
         )  # fmt: skip
 
+    def options(self, layer: LayerArch) -> dict[str, Any]:
+        """Return all options of a layer's mixer."""
+        return layer.all_options
+
     def value(self, layer: LayerArch, gene: str) -> Any:
         """Return what a layer has in the place of a gene; None for another mixer's option."""
         if gene == "heads":
             return f"{layer.num_heads}x{layer.num_kv_heads}"
-        mixer, _, option = gene.partition(".")
-        if not option:
-            return getattr(layer, gene)
-        return layer.all_options[option] if mixer == layer.mixer else None
-
-    def _alike(self, other: LayerArch, layer: LayerArch) -> bool:
-        return other.mixer == layer.mixer or layer.mixer not in self.space.mixers
-
-    def index(self, genotypes: Indices, slot: int) -> Indices:
-        """Return the place in `layers` of a slot's mixer, for each genotype (n, genes)."""
-        offsets, strides = self._radix
-        chosen = self.space.indices(genotypes, f"layers.{slot}.mixer")
-        out = offsets[chosen]
-        for gene, by_mixer in strides.items():
-            out += by_mixer[chosen] * self.space.indices(genotypes, f"layers.{slot}.{gene}")
-        return out
-
-    @cached_property
-    def _radix(self) -> tuple[Indices, dict[str, Indices]]:
-        """Return each mixer's place of its first layer, and by gene how far a step goes there.
-
-        A step in a gene that a mixer does not have goes nowhere.
-        """
-        choices = self.space.layer_choices()
-        offsets = np.array([offset for offset, _ in self._parts])
-        strides: dict[str, Indices] = {}
-        for number, (_, genes) in enumerate(self._parts):
-            step = 1
-            for gene in reversed(genes):
-                if len(choices[gene]) > 1:
-                    strides.setdefault(gene, np.zeros_like(offsets))[number] = step
-                step *= len(choices[gene])
-        return offsets, strides
+        return super().value(layer, gene)
 
 
 class FFNHalf(Half):
@@ -201,9 +230,11 @@ class FFNHalf(Half):
         space: the search space.
     """
 
+    absent_gene = "intermediate_size"
+
     def __init__(self, space: SearchSpace) -> None:
-        super().__init__(space, FFN_GENES)
-        self._add((*FFN_GENES, *NORM_GENES), {"mixer": ABSENT})
+        operators = {name: space.ffn_options.get(name, {}) for name in space.ffn}
+        super().__init__(space, "ffn", operators, FFN_GENES, {"mixer": ABSENT})
 
     def spec(self, layer: LayerArch, d_model: int) -> SubBlockSpec | None:
         """Return the FFN sub-block of a layer; None where there is none."""
@@ -214,18 +245,10 @@ class FFNHalf(Half):
         if not layer.intermediate_size:
             return ()
         return (
-            layer.ffn, layer.intermediate_size, layer.ffn_precision,
+            layer.ffn, layer.ffn_options, layer.intermediate_size, layer.ffn_precision,
             layer.norm, layer.norm_placement,
         )  # fmt: skip
 
-    def index(self, genotypes: Indices, slot: int) -> Indices:
-        """Return the place in `layers` of a slot's FFN, for each genotype (n, genes)."""
-        return _mixed_radix(self.space, (*FFN_GENES, *NORM_GENES), genotypes, slot)
-
-
-def _mixed_radix(space: SearchSpace, genes: Sequence[str], rows: Indices, slot: int) -> Indices:
-    choices = space.layer_choices()
-    out = np.zeros(len(rows), dtype=np.int64)
-    for gene in genes:
-        out = out * len(choices[gene]) + space.indices(rows, f"layers.{slot}.{gene}")
-    return out
+    def options(self, layer: LayerArch) -> dict[str, Any]:
+        """Return all options of a layer's FFN."""
+        return layer.all_ffn_options

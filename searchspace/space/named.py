@@ -67,11 +67,13 @@ def one_change_from_largest(space: SearchSpace) -> list[Arch]:
     for gene, choices in space.layer_choices().items():
         if gene != "skip":
             changed += [{gene: choice} for choice in choices if choice != base[gene]]
-    changed += [
-        {"mixer": key.partition(".")[0], key: choice}
-        for key, choices in space.mixer_options().items()
-        for choice in choices
-    ]
+    for kind, operators in (("mixer", space.mixers), ("ffn", space.ffn_options)):
+        changed += [
+            {kind: name, f"{name}.{option}": choice}
+            for name, options in operators.items()
+            for option, choices in options.items()
+            for choice in choices
+        ]
     archs = {arch.id: arch for arch in (uniform(space, **change) for change in changed)}
     archs.pop(start.id, None)
     return list(archs.values())

@@ -7,21 +7,23 @@ genotypes of the same function to the same row.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from searchspace.arch import Arch, LayerArch, check_family
-from searchspace.errors import UserError
+from searchspace.arch import Arch, LayerArch, check_family, width_of_head
+from searchspace.errors import UserError, unknown
 from searchspace.family import DECODER, Family
-from searchspace.space import drawing, encoding, named
+from searchspace.space import drawing, encoding, named, restricting
 from searchspace.space.canonical import Genotypes, canonicalise
 from searchspace.space.counting import count_archs
 from searchspace.space.files import family_of, read_space, space_arguments, space_to_dict
 from searchspace.space.halves import FFNHalf, MixerHalf
+from searchspace.space.halves import Operators as OptionChoices
 from searchspace.specs import SubBlockSpec
 
 
@@ -33,7 +35,7 @@ class SearchSpace:
         name: for reports.
         vocab_size: number of token ids, a fact of the task.
         d_model: widths of the residual stream.
-        head_dim: width of one head.
+        head_dim: width of one head; 0 for heads that split the residual stream among them.
         num_layers: number of layer slots.
         min_depth: number of slots that are never skipped at once.
         mixers: for every mixer its options with their choices, such as
@@ -41,6 +43,8 @@ class SearchSpace:
         heads: (query heads, key/value heads) pairs.
         position, mixer_precision, kv_shared, ffn, intermediate_size, ffn_precision, norm,
             norm_placement: choices per slot, with the meaning they have in `LayerArch`.
+        ffn_options: for every FFN its options with their choices, such as
+            ``{"gelu_stack": {"num_inner": (2, 0)}}``; FFNs without may be left out.
         family: what goes in and comes out.
 
     Raises:
@@ -52,7 +56,7 @@ class SearchSpace:
     d_model: tuple[int, ...]
     head_dim: int
     num_layers: int
-    mixers: Mapping[str, Mapping[str, tuple[int, ...]]]
+    mixers: OptionChoices
     heads: tuple[tuple[int, int], ...]
     intermediate_size: tuple[int, ...]
     min_depth: int = 1
@@ -64,15 +68,21 @@ class SearchSpace:
     norm_placement: tuple[str, ...] = ("pre",)
     kv_shared: tuple[bool, ...] = (False,)
     family: Family = DECODER
+    ffn_options: OptionChoices = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field in ("num_layers", "min_depth"):
-            if type(getattr(self, field)) is not int:
-                raise UserError(f"{field}={getattr(self, field)!r} must be a whole number")
+        for name in ("num_layers", "min_depth"):
+            if type(getattr(self, name)) is not int:
+                raise UserError(f"{name}={getattr(self, name)!r} must be a whole number")
         if not 1 <= self.min_depth <= self.num_layers:
             raise UserError(
                 f"min_depth={self.min_depth} must lie between 1 and num_layers={self.num_layers}"
             )
+        for name in self.ffn_options:
+            if name not in self.ffn:
+                raise unknown(f"FFN of space {self.name!r} with ffn_options", name, self.ffn)
+        given = {name: options for name, options in self.ffn_options.items() if options}
+        object.__setattr__(self, "ffn_options", given)
         for gene, choices in self.all_choices().items():
             if not choices:
                 raise UserError(f"space {self.name!r}: {gene} has no choices; list at least one")
@@ -97,6 +107,8 @@ class SearchSpace:
             )
         for layer in (*self.mixer_half.layers, *self.ffn_half.layers):
             check_family(layer, self.family)
+        for layer, d_model in itertools.product(self.mixer_half.layers, self.d_model):
+            width_of_head(layer, d_model, self.head_dim)
         self.largest(), self.smallest()
 
     @cached_property
@@ -109,18 +121,6 @@ class SearchSpace:
         """Every FFN sub-block of a slot."""
         return FFNHalf(self)
 
-    def mixer_options(self) -> dict[str, tuple[Any, ...]]:
-        """Choices of every mixer option gene, named `<mixer>.<option>`."""
-        return self._mixer_options
-
-    @cached_property
-    def _mixer_options(self) -> dict[str, tuple[Any, ...]]:
-        return {
-            f"{mixer}.{option}": tuple(choices)
-            for mixer, options in self.mixers.items()
-            for option, choices in options.items()
-        }
-
     def layer_choices(self) -> dict[str, tuple[Any, ...]]:
         """Return the choices of every gene of a layer slot, single-choice ones included."""
         return self._layer_choices
@@ -131,12 +131,13 @@ class SearchSpace:
         return {
             "skip": (False, True) if can_skip else (False,),
             "mixer": tuple(self.mixers),
-            **self.mixer_options(),
+            **_option_genes(self.mixers),
             "heads": tuple(f"{q}x{kv}" for q, kv in self.heads),
             "position": self.position,
             "mixer_precision": self.mixer_precision,
             "kv_shared": self.kv_shared,
             "ffn": self.ffn,
+            **_option_genes(self.ffn_options),
             "intermediate_size": self.intermediate_size,
             "ffn_precision": self.ffn_precision,
             "norm": self.norm,
@@ -198,21 +199,23 @@ class SearchSpace:
         if choice["skip"]:
             return LayerArch()
         num_heads, num_kv_heads = map(int, choice["heads"].split("x"))
-        mixer = choice["mixer"]
+        mixer, ffn = choice["mixer"], choice["ffn"]
         options = {name: choice[f"{mixer}.{name}"] for name in self.mixers.get(mixer, {})}
+        ffn_options = {name: choice[f"{ffn}.{name}"] for name in self.ffn_options.get(ffn, {})}
         return LayerArch(
             mixer=mixer,
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             position=choice["position"],
             mixer_precision=choice["mixer_precision"],
-            ffn=choice["ffn"],
+            ffn=ffn,
             intermediate_size=choice["intermediate_size"],
             ffn_precision=choice["ffn_precision"],
             norm=choice["norm"],
             norm_placement=choice["norm_placement"],
             kv_shared=choice["kv_shared"],
             mixer_options=tuple(sorted(options.items())),
+            ffn_options=tuple(sorted(ffn_options.items())),
         )
 
     def encode(self, arch: Arch) -> Genotypes:
@@ -296,6 +299,22 @@ class SearchSpace:
 
         return reachable_specs(self)
 
+    def restricted(self, **choices: Sequence[Any]) -> SearchSpace:
+        """Return the part of the space that keeps only some choices of some genes.
+
+        Its archs are archs of this space with the same ids, so tables and weights of this space
+        serve them.
+
+        Args:
+            choices: by gene, as in `all_choices`, the choices to keep, such as
+                ``mixer_precision=["fp32"], heads=["4x4"], skip=[False]``; an option of an operator
+                as ``**{"sliding_window.window": [32]}``. Other genes keep all of theirs.
+
+        Raises:
+            UserError: for an unknown gene or choice, or when no arch is left.
+        """
+        return restricting.restricted(self, choices)
+
     def with_vocabulary(self, vocab_size: int) -> SearchSpace:
         """Return the same space for another vocabulary."""
         return replace(self, vocab_size=vocab_size)
@@ -332,3 +351,12 @@ class SearchSpace:
             UserError: when there is no such preset or file, or it is not valid.
         """
         return cls.from_dict(read_space(preset), vocab_size, facts)
+
+
+def _option_genes(operators: OptionChoices) -> dict[str, tuple[Any, ...]]:
+    """Return the choices of every option gene, named `<operator>.<option>`."""
+    return {
+        f"{operator}.{option}": tuple(choices)
+        for operator, options in operators.items()
+        for option, choices in options.items()
+    }

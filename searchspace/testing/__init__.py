@@ -13,6 +13,7 @@ from searchspace.errors import UserError, unknown
 from searchspace.ffn import FFNS
 from searchspace.mixers import MIXERS
 from searchspace.norms import NORMS
+from searchspace.operator import Operator, canonical_options
 from searchspace.precisions import PRECISIONS
 from searchspace.specs import PLACEMENTS, FFNSpec, MixerSpec, Options
 from searchspace.testing import export_checks, operator_checks, sharing_checks, state_checks
@@ -106,11 +107,7 @@ def operator_specs(name: str) -> Iterator[Spec]:
     if name in MIXERS:
         yield from _mixer_specs(name)
     if name in FFNS:
-        yield FFNSpec(D_MODEL, name, 24)
-        yield FFNSpec(D_MODEL, name, 17)
-        for precision in list(PRECISIONS)[1:]:
-            yield FFNSpec(D_MODEL, name, 17, precision)
-        yield FFNSpec(D_MODEL, name, 17, placement="peri")
+        yield from _ffn_specs(name)
     if name in NORMS:
         for placement in PLACEMENTS:
             yield FFNSpec(D_MODEL, "swiglu", 24, norm=name, placement=placement)
@@ -118,10 +115,22 @@ def operator_specs(name: str) -> Iterator[Spec]:
             yield _mixer_spec(mixer, norm=name, num_heads=2, num_kv_heads=1)
 
 
+def _ffn_specs(name: str) -> Iterator[FFNSpec]:
+    # The last variant is the furthest from the default: a stack of the most maps.
+    *others, last = _option_variants(name, FFNS[name])
+    yield FFNSpec(D_MODEL, name, 24, options=others[0] if others else last)
+    yield FFNSpec(D_MODEL, name, 17, options=last)
+    for precision in list(PRECISIONS)[1:]:
+        yield FFNSpec(D_MODEL, name, 17, precision, options=last)
+    yield FFNSpec(D_MODEL, name, 17, placement="peri", options=last)
+    for options in others[1:]:
+        yield FFNSpec(D_MODEL, name, 17, options=options)
+
+
 def _mixer_specs(name: str) -> Iterator[MixerSpec]:
     mixer = MIXERS[name]
     others = mixer.positions[1:]
-    small, *variants = _option_variants(name)
+    small, *variants = _option_variants(name, mixer)
     seen: set[MixerSpec] = set()
 
     def new(**values: Any) -> Iterator[MixerSpec]:
@@ -163,20 +172,17 @@ def _mixer_spec(name: str, **values: Any) -> MixerSpec:
     return MixerSpec(D_MODEL, name, **values)
 
 
-def _option_variants(name: str) -> list[Options]:
+def _option_variants(name: str, operator: type[Operator]) -> list[Options]:
     """Return small values of all sizes together, then the defaults, then every other choice."""
-    mixer = MIXERS[name]
-    sizes = {k: v for k, v in mixer.options.items() if k not in mixer.option_choices}
+    sizes = {k: v for k, v in operator.options.items() if k not in operator.option_choices}
     small = {k: max(1, v // 8) for k, v in sizes.items() if isinstance(v, int)}
     wanted: list[dict[str, Any]] = [small, {}]
-    for option, choices in mixer.option_choices.items():
+    for option, choices in operator.option_choices.items():
         wanted += [{**small, option: choice} for choice in choices]
     found: dict[Options, None] = {}
     for options in wanted:
-        changed = {k: v for k, v in options.items() if v != mixer.options[k]}
         try:
-            mixer.check_options(name, {**mixer.options, **changed})
+            found[canonical_options("operator", name, operator, options)] = None
         except UserError:
-            continue  # a combination that the mixer refuses
-        found[tuple(sorted(changed.items()))] = None
+            continue  # a combination that the operator refuses
     return list(found)

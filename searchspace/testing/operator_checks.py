@@ -57,6 +57,12 @@ def bound_of(spec: Spec) -> float:
     return FP32_RMS if spec.precision == "fp32" else ROUNDED_RMS
 
 
+def all_options(spec: Spec) -> dict[str, Any]:
+    """Return the options of a sub-block's operator, defaults included."""
+    operator = MIXERS[spec.mixer] if isinstance(spec, MixerSpec) else FFNS[spec.ffn]
+    return {**operator.options, **dict(spec.options)}
+
+
 def is_causal(spec: Spec) -> bool:
     """Whether a later token must not change an earlier one."""
     return spec.causal if isinstance(spec, MixerSpec) else True
@@ -95,9 +101,7 @@ def check_axes(spec: Spec) -> None:
         odd = sorted(set(shapes) ^ set(axes))
         require(not odd, f"axes and parameters differ in {', '.join(odd)}")
         known = {k: v for k, v in vars(sized).items() if isinstance(v, int)}
-        if isinstance(sized, MixerSpec):
-            options = {**MIXERS[sized.mixer].options, **dict(sized.options)}
-            known |= {k: v for k, v in options.items() if isinstance(v, int)}
+        known |= {k: v for k, v in all_options(sized).items() if isinstance(v, int)}
         for name, shape in shapes.items():
             require(
                 len(shape) == len(axes[name]), f"{name} has {len(shape)} axes, not {axes[name]}"
@@ -192,9 +196,7 @@ def check_order(spec: Spec) -> None:
     order_T = torch.randperm(NUM_TOKENS, generator=torch.Generator().manual_seed(5))
     moved, expected = block(x_BTD[:, order_T]), block(x_BTD)[:, order_T]
     difference = (moved - expected).square().mean().sqrt() / expected.square().mean().sqrt()
-    mixer = MIXERS[spec.mixer]
-    options = {**mixer.options, **dict(spec.options)}
-    knows = mixer.knows_order(options) or spec.position != "nope"
+    knows = MIXERS[spec.mixer].knows_order(all_options(spec)) or spec.position != "nope"
     if knows:
         require(difference.item() > 1e-4, "it says it knows the order of tokens, but does not")
     else:

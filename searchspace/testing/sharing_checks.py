@@ -12,18 +12,19 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from searchspace.arch import Arch, LayerArch
 from searchspace.family import Family
 from searchspace.space import SearchSpace
-from searchspace.specs import MixerSpec
+from searchspace.specs import FFNSpec, MixerSpec
 from searchspace.sub_blocks import param_axes
 from searchspace.supernet import Supernet
 from searchspace.testing.operator_checks import (
     D_MODEL,
     MAX_TOKENS,
     Spec,
+    all_options,
     is_causal,
     make_block,
     make_input,
@@ -48,9 +49,12 @@ def check_nested(spec: Spec) -> None:
             kept = Fraction(spec.num_heads // 2, spec.num_heads)
             kv_kept = kept if spec.num_kv_heads > 1 else Fraction(1)
             _check_cut(spec, {"num_heads": kept, "num_kv_heads": kv_kept})
-    elif spec.intermediate_size > 1:
-        kept = Fraction(spec.intermediate_size // 2, spec.intermediate_size)
-        _check_cut(spec, {"intermediate_size": kept})
+        return
+    inputs = {named[1] for named in param_axes(spec).values() if len(named) == 2}
+    sizes = {"intermediate_size": spec.intermediate_size, **all_options(spec)}
+    for dimension, size in sizes.items():
+        if dimension in inputs and size > 1:
+            _check_cut(spec, {dimension: Fraction(size // 2, size)})
 
 
 def _check_cut(spec: Spec, kept: Mapping[str, Fraction]) -> None:
@@ -59,12 +63,13 @@ def _check_cut(spec: Spec, kept: Mapping[str, Fraction]) -> None:
     if "d_model" in kept:
         first = int(D_MODEL * kept["d_model"])
         x_BTD[:, :, first:] = weight_BTD[:, :, first:] = 0.0
+    elif isinstance(spec, FFNSpec):
+        _cut_readers(spec, block, *kept.items())
     elif last is None:
         return
     else:
-        share = kept.get("num_heads", kept.get("intermediate_size", Fraction(1)))
         with torch.no_grad():
-            last.weight[:, int(last.weight.shape[1] * share) :] = 0.0
+            last.weight[:, int(last.weight.shape[1] * kept["num_heads"]) :] = 0.0
     (block.op(x_BTD) * weight_BTD).sum().backward()
     for name, param in block.op.named_parameters():
         for axis, named in enumerate(param_axes(spec)[f"op.{name}"]):
@@ -75,6 +80,16 @@ def _check_cut(spec: Spec, kept: Mapping[str, Fraction]) -> None:
             )
             if share < 1:
                 _require_leading(name, param, axis, int(param.shape[axis] * share))
+
+
+@torch.no_grad()
+def _cut_readers(spec: FFNSpec, block: nn.Module, kept: tuple[str, Fraction]) -> None:
+    """Let only the leading hidden units of a dimension through to the maps that read them."""
+    dimension, share = kept
+    params = dict(block.named_parameters())
+    for name, named in param_axes(spec).items():
+        if len(named) == 2 and named[1] == dimension:
+            params[name][:, int(params[name].shape[1] * share) :] = 0.0
 
 
 def _require_leading(name: str, param: Tensor, axis: int, size: int) -> None:
@@ -126,6 +141,9 @@ def _small_supernet(spec: Spec) -> Supernet:
     mixers: dict[str, dict[str, tuple[Any, ...]]] = {
         mixer: {name: (value,) for name, value in options.items()}
     }
+    ffn, ffn_options = "relu2", {}
+    if isinstance(spec, FFNSpec):
+        ffn, ffn_options = spec.ffn, dict(spec.options)
     positions = dict.fromkeys([spec.position if isinstance(spec, MixerSpec) else "rope", "nope"])
     # Softmax last, so that the operator shares its projections with another one.
     space = SearchSpace(
@@ -140,7 +158,8 @@ def _small_supernet(spec: Spec) -> Supernet:
         position=tuple(positions),
         mixer_precision=(spec.precision if is_mixer else "fp32",),
         kv_shared=(False, True) if isinstance(spec, MixerSpec) and spec.kv_shared else (False,),
-        ffn=("relu2" if isinstance(spec, MixerSpec) else spec.ffn,),
+        ffn=(ffn,),
+        ffn_options={ffn: {name: (value,) for name, value in ffn_options.items()}},
         ffn_precision=("fp32" if is_mixer else spec.precision,),
         norm=(spec.norm,),
         norm_placement=(spec.placement,),

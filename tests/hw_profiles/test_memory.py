@@ -106,6 +106,7 @@ def test_what_was_there_before_counts_from_the_beginning() -> None:
         ("decoder-operators", 5),
         ("encoder-operators", 5),
         ("encoder-small", 2),
+        ("nas-bench-bert", 2),
         ("vit-small", 2),
     ],
 )

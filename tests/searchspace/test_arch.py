@@ -8,6 +8,7 @@ import pytest
 
 from searchspace.arch import Arch, LayerArch
 from searchspace.errors import UserError, unknown
+from searchspace.family import Family
 from searchspace.specs import EndsSpec, FFNSpec, MixerSpec
 
 SOFTMAX = LayerArch(
@@ -185,10 +186,13 @@ class TestErrors:
         with pytest.raises(UserError, match="'sliding_window' 'windw': did you mean 'window'"):
             replace(WINDOW, mixer_options={"windw": 3})
 
-    @pytest.mark.parametrize("field", ["d_model", "head_dim", "vocab_size"])
-    def test_sizes(self, field: str) -> None:
-        with pytest.raises(UserError, match=f"{field}=0 must be a whole number of at least 1"):
-            make_arch(SOFTMAX, **{field: 0})
+    @pytest.mark.parametrize(
+        ("field", "least"), [("d_model", 1), ("head_dim", 0), ("vocab_size", 1)]
+    )
+    def test_sizes(self, field: str, least: int) -> None:
+        sentence = f"{field}={least - 1} must be a whole number of at least {least}"
+        with pytest.raises(UserError, match=sentence):
+            make_arch(SOFTMAX, **{field: least - 1})
 
     def test_odd_heads(self) -> None:
         with pytest.raises(UserError, match="head_dim=3 must be even"):
@@ -219,3 +223,45 @@ class TestSubBlocks:
             ).sub_blocks()
         }
         assert len({spec.key for spec in specs}) == len(specs) == 17
+
+
+class TestUnchanged:
+    """Written down before heads could split the width, FFNs had options, embeddings a width."""
+
+    LAYERS = (
+        LayerArch("softmax", 4, 2, "rope", "int8", "swiglu", 48, "int4", "layernorm"),
+        LayerArch(),
+        LayerArch("softmax", 4, 2, "rope", ffn="gelu", intermediate_size=32, kv_shared=True),
+        LayerArch("sliding_window", 2, 2, norm_placement="peri", mixer_options={"window": 8}),
+    )
+    ENCODER = Family("encoder", 3, pooling="class_token", embedding_position="learned", pad_token=0)
+    VIT = Family("vit", 5, image_size=8, channels=1, patch_size=2, final_norm="layernorm")
+
+    @pytest.mark.parametrize(
+        ("family", "vocab_size", "id", "ends"),
+        [
+            (Family(), 61, "27cb6d0fed", "ends/d32/v61"),
+            (
+                ENCODER, 61, "7cef82daad",
+                "ends/d32/v61/encoder/num_classes3/poolingclass_token/embedding_positionlearned"
+                "/pad_token0",
+            ),
+            (
+                VIT, 0, "b43036ce85",
+                "ends/d32/v0/vit/num_classes5/max_tokens16/image_size8/channels1/patch_size2"
+                "/final_normlayernorm",
+            ),
+        ],
+    )  # fmt: skip
+    def test_ids_and_keys(self, family: Family, vocab_size: int, id: str, ends: str) -> None:
+        arch = Arch(32, 8, vocab_size, self.LAYERS, family)
+        direction = "" if family.causal else "/bidirectional"
+        assert arch.id == id
+        assert [spec.key for spec in arch.sub_blocks()] == [
+            f"mixer/softmax/d32/h4x2x8/rope/layernorm/int8{direction}",
+            "ffn/swiglu/d32/f48/layernorm/int4",
+            f"mixer/softmax/d32/h4x2x8/rope/rmsnorm/fp32{direction}/kv_shared",
+            "ffn/gelu/d32/f32/rmsnorm/fp32",
+            f"mixer/sliding_window_window8/d32/h2x2x8/nope/rmsnorm/fp32/peri{direction}",
+            ends,
+        ]

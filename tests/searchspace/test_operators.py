@@ -170,6 +170,10 @@ def gelu_tanh(h: Tensor) -> Tensor:
     return h / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
 
 
+def gelu_erf(h: Tensor) -> Tensor:
+    return h / 2 * (1 + torch.erf(h / math.sqrt(2)))
+
+
 def silu(h: Tensor) -> Tensor:
     return h / (1 + torch.exp(-h))
 
@@ -191,6 +195,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": positive,
     "relu2": lambda h: positive(h) ** 2,
     "gelu": gelu_tanh,
+    "gelu_stack": gelu_erf,
     "silu": silu,
     "swiglu": silu,
     "geglu": gelu_tanh,

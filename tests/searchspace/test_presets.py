@@ -172,11 +172,20 @@ class TestTogether:
         offered = {layer.all_options[option] for layer in self.layers if layer.mixer == mixer}
         assert offered == set(MIXERS[mixer].option_choices[option])
 
+    @pytest.mark.parametrize(
+        ("ffn", "option"), [(f, o) for f in FFNS for o in FFNS[f].option_choices]
+    )
+    def test_ffn_options(self, ffn: str, option: str) -> None:
+        offered = {layer.all_ffn_options[option] for layer in self.layers if layer.ffn == ffn}
+        assert offered == set(FFNS[ffn].option_choices[option])
+
     def test_families(self) -> None:
         families = [load(name).family for name in NAMES]
         assert {family.kind for family in families} == set(KINDS)
         assert {f.pooling for f in families if f.kind != "decoder"} == set(POOLINGS)
         assert {family.embedding_position for family in families} == set(EMBEDDING_POSITIONS)
+        assert any(f.embedding_size and f.embedding_norm != "none" for f in families)
+        assert any(family.final_norm == "none" for family in families)
 
 
 def test_a_preset_of_another_kind_is_refused() -> None:

@@ -157,6 +157,30 @@ LISTABLE = {
         position=("rope", "alibi"),
         num_layers=1,
     ),
+    "heads that split the width": with_changes(
+        **{**ONE_KIND, "mixers": {"softmax": {}, "pool": {}}, "d_model": (16, 8)},
+        head_dim=0,
+        num_layers=1,
+    ),
+    "shared, heads that split the width": with_changes(
+        **{**ONE_KIND, "heads": ((2, 2), (4, 2), (4, 4))},
+        head_dim=0,
+        num_layers=3,
+        kv_shared=(False, True),
+    ),
+    "FFN options": with_changes(
+        mixers={"softmax": {}, "none": {}},
+        position=("rope",),
+        ffn=("gelu_stack", "relu2"),
+        ffn_options={"gelu_stack": {"num_inner": (2, 0), "inner_size": (6, 4)}},
+        num_layers=1,
+    ),
+    "FFN options without effect": with_changes(
+        **{**ONE_KIND, "ffn": ("relu2", "gelu_stack")},
+        ffn_options={"gelu_stack": {"inner_size": (6, 4)}},
+        ffn_precision=("fp32", "int8"),
+        num_layers=2,
+    ),
     "nothing first": with_changes(
         mixers={"none": {}, "softmax": {}}, intermediate_size=(8, 0), num_layers=1
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from torch import Tensor
 from searchspace.errors import UserError
 from searchspace.mixers.base import SharedKV
 from searchspace.mixers.softmax import SoftmaxAttention
+from searchspace.space import SearchSpace
 from searchspace.specs import MixerSpec
+from searchspace.supernet import Supernet
 
 D_MODEL, HEAD_DIM, BATCH, TOKENS = 12, 4, 2, 13
 SLOPES = [2.0 ** (-8 * (h + 1) / 4) for h in range(4)]
@@ -35,7 +38,12 @@ def build(
     mixer = SoftmaxAttention(spec)
     for parameter in mixer.parameters():
         torch.nn.init.constant_(parameter, math.nan)
-    mixer.reset(torch.Generator().manual_seed(7 if kv_shared else 0), depth=1)
+    generator = torch.Generator().manual_seed(7 if kv_shared else 0)
+    mixer.reset(generator, depth=1)
+    if mixer.weighted:
+        # The start is too near to the identity to tell a matrix from its transpose.
+        with torch.no_grad():
+            mixer.qk_weighted.add_(torch.randn(mixer.qk_weighted.shape, generator=generator))
     return mixer.double()
 
 
@@ -95,6 +103,8 @@ def reference(mixer: Any, x: Tensor, provider: Any = None, source: Tensor | None
             else:
                 q = head_of(part_of(mixer, own, "q"), h)
                 k = head_of(part_of(provider, other, "k"), h // 2)
+            if mixer.option("similarity") == "weighted":
+                q = q @ mixer.qk_weighted[h]
             v = other if vo == "identity" else head_of(part_of(provider, other, "v"), h // 2)
             if mixer.spec.position == "rope":
                 q, k = rotate_all(q), rotate_all(k)
@@ -121,6 +131,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"qkv_dconv": 3},
     {"qk": "symmetric", "qkv_dconv": 4},
     {"vo": "identity", "qkv_dconv": 2},
+    {"similarity": "weighted"},
+    {"similarity": "weighted", "qk": "symmetric"},
+    {"similarity": "weighted", "vo": "identity", "qkv_dconv": 3},
 ]
 
 
@@ -163,7 +176,9 @@ def test_the_input_is_cached_once() -> None:
     assert len(build("rope", qk="collapsed", vo="identity").init_state(1, 10).tensors()) == 2
 
 
-SHARING: list[dict[str, Any]] = [{}, {"qk": "collapsed"}, {"vo": "identity"}, {"qkv_dconv": 3}]
+SHARING: list[dict[str, Any]] = [
+    {}, {"qk": "collapsed"}, {"vo": "identity"}, {"qkv_dconv": 3}, {"similarity": "weighted"},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi", "nope"])
@@ -205,3 +220,51 @@ def test_symmetric_scores_cannot_be_shared() -> None:
     assert not SoftmaxAttention.can_share_kv({"qk": "symmetric"})
     with pytest.raises(UserError, match="without queries of its own"):
         build(kv_shared=True, qk="symmetric")
+
+
+@torch.no_grad()
+def test_weighted_similarity_starts_as_the_dot_product() -> None:
+    dot, x = build("rope"), make_x()
+    weighted = SoftmaxAttention(replace(dot.spec, options=(("similarity", "weighted"),)))
+    weighted.reset(torch.Generator().manual_seed(0), depth=1)
+    weighted.double().load_state_dict(dot.state_dict(), strict=False)
+    assert 0.0 < rms_error(weighted(x), dot(x)) < 0.05
+    weighted.qk_weighted.copy_(torch.eye(HEAD_DIM))
+    assert rms_error(weighted(x), dot(x)) < 1e-12
+
+
+@torch.no_grad()
+def test_weighted_similarity_depends_on_distances_alone_under_rope() -> None:
+    mixer = build("rope", similarity="weighted")
+    q, k, _ = mixer._project(make_x(), None)
+
+    def scores(start: int) -> Tensor:
+        keys = mixer.rotate(k, start).repeat_interleave(2, dim=1)
+        return mixer.rotate(q, start) @ keys.transpose(-1, -2)
+
+    # The tables of angles are float32.
+    torch.testing.assert_close(scores(0), scores(40), rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_smaller_network_has_the_leading_part_of_the_matrices() -> None:
+    options = {"softmax": {"similarity": ("weighted", "dot")}}
+    space = SearchSpace("weighted", 11, (16, 8), 4, 1, options, ((3, 3), (1, 1)), (8,))
+    supernet = Supernet(space, torch.Generator().manual_seed(0))
+    parameters = dict(supernet.named_parameters())
+    name = "blocks.layer0_mixer.op.qk_weighted"
+    assert parameters[name].shape == (3, 4, 4)
+    layer = replace(space.largest().layers[0], num_heads=1, num_kv_heads=1)
+    weighted = dict(supernet.extract(space.arch(8, (layer,))).named_parameters())
+    assert torch.equal(weighted[name], parameters[name][:1])
+    dot = space.arch(8, (replace(layer, mixer_options=()),))
+    without = dict(supernet.extract(dot).named_parameters())
+    assert set(weighted) - set(without) == {name}
+    assert all(torch.equal(without[other], weighted[other]) for other in without)
+
+
+def test_collapsed_scores_have_their_own_matrix_already() -> None:
+    collapsed = {**SoftmaxAttention.options, "qk": "collapsed", "similarity": "weighted"}
+    assert SoftmaxAttention.settle_options(collapsed)["similarity"] == "dot"
+    with pytest.raises(UserError, match="similarity='weighted' with qk='collapsed'"):
+        SoftmaxAttention.check_options("softmax", collapsed)
