@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from hw_profiles.latency_table import LatencyCosts, LatencyTable
 from nas.samplers import GeneCodec
 from predictors.encodings import Gene
-from searchspace.cost import CostTable, num_params, weight_bytes
+from searchspace.cost import CostTable, num_params, rows_of, weight_bytes
 from searchspace.errors import UserError, unknown
 from searchspace.space import SearchSpace
 from searchspace.space.canonical import Genotypes
@@ -63,20 +62,36 @@ class Constraint:
         return f"{self.metric}<={self.limit:g}"
 
 
+def shown(value: float) -> str:
+    """Return a figure of a metric for a sentence."""
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def excess_of(constraints: Sequence[Constraint], values: Floats) -> Floats:
+    """Return by how much values (N, C) exceed the limits, in shares of them; kept where <= 0."""
+    limits = np.array([constraint.limit for constraint in constraints])
+    return (values - limits) / np.where(limits != 0, np.abs(limits), 1.0)
+
+
 class Prices:
     """The costs of candidates that follow from the arch alone, exact and for many at once.
 
     Args:
         space: the search space.
-        table: latencies of this device.
+        table: latencies of this device; None where nothing is timed yet.
         workload: the workload that ``latency_ms`` means.
     """
 
-    def __init__(self, space: SearchSpace, table: LatencyTable, workload: str) -> None:
+    def __init__(
+        self, space: SearchSpace, table: LatencyTable | None = None, workload: str = ""
+    ) -> None:
+        self._space = space
         self._costs: dict[str, CostTable | LatencyCosts] = {
             "weight_bytes": CostTable(space, weight_bytes),
             "params": CostTable(space, num_params),
         }
+        if table is None:
+            return
         for item in table.workloads:
             costs = table.costs_ms(space, item)
             self._costs.setdefault(f"{item.phase}_ms", costs)
@@ -91,6 +106,20 @@ class Prices:
     def of(self, metric: str, genotypes: Genotypes) -> Floats:
         """Return a metric of canonical genotypes (N, G), shape (N,)."""
         return self._costs[metric].of(genotypes)
+
+    def of_all(self, metrics: Sequence[str], genotypes: Genotypes) -> Floats:
+        """Return several metrics of canonical genotypes (N, G), shape (N, len(metrics)).
+
+        Cheaper than one by one: which sub-blocks they consist of is found out once.
+        """
+        if not metrics:
+            return np.empty((len(genotypes), 0))
+        costs = [self._costs[metric] for metric in metrics]
+        blocks = [
+            np.stack([cost.total(rows) for cost in costs], axis=1)
+            for rows in rows_of(self._space, genotypes)
+        ]
+        return np.concatenate([np.empty((0, len(metrics))), *blocks])
 
 
 @dataclass(frozen=True)
@@ -162,56 +191,18 @@ class SpaceCodec(GeneCodec):
     def exact_objectives(self, matrix: Genotypes) -> Floats:
         """Return the objectives other than the loss, shape (N, number of them)."""
         names = [self._objectives.names[i] for i in self.exact_indices]
-        columns = [self._prices.of(name, matrix) for name in names]
-        return np.stack(columns, axis=1) if columns else np.empty((len(matrix), 0))
+        return self._prices.of_all(names, matrix)
 
     def constraints(self, matrix: Genotypes) -> Floats:
         """Return how far each exact constraint is exceeded, shape (N, k), in shares of it."""
-        columns = [
-            self._prices.of(c.metric, matrix) / c.limit - 1.0
-            for c in self._objectives.exact_constraints
-        ]
-        return np.stack(columns, axis=1) if columns else np.empty((len(matrix), 0))
+        limited = self._objectives.exact_constraints
+        values = self._prices.of_all([constraint.metric for constraint in limited], matrix)
+        return excess_of(limited, values)
 
     def features(self, matrix: Genotypes) -> Floats:
         """Return the logarithm of the parameter count, and the caller's scores."""
         size = np.log(self._prices.of("params", matrix))[:, None]
         return size if self._scores is None else np.hstack([size, self._scores(matrix)])
-
-    @cached_property
-    def feasible_start(self) -> Genotypes:
-        """Genotypes that keep every exact constraint, at least one.
-
-        Raises:
-            UserError: naming the best that was reached when there is none.
-        """
-        rng = np.random.default_rng(0)
-        pool = self._space.sample_genotypes(rng, 20_000)
-        pool = np.vstack([pool, [self._space.encode(self._space.smallest())]])
-        for _ in range(40):
-            excess = self.constraints(pool)
-            if excess.shape[1] == 0 or (excess <= 0).all(axis=1).any():
-                return pool[(excess <= 0).all(axis=1)]
-            pool = self._improve(pool, excess, rng)
-        best = pool[np.maximum(self.constraints(pool), 0).sum(axis=1).argmin()][None]
-        reached = ", ".join(
-            f"{c.metric}={self._prices.of(c.metric, best)[0]:.4g}"
-            for c in self._objectives.exact_constraints
-        )
-        wanted = " and ".join(map(str, self._objectives.exact_constraints))
-        raise UserError(
-            f"no arch of space {self._space.name!r} keeps {wanted} on this device: the best that "
-            f"was reachable is {reached}; loosen the constraint or choose a smaller space"
-        )
-
-    def _improve(self, pool: Genotypes, excess: Floats, rng: np.random.Generator) -> Genotypes:
-        """Keep the 50 nearest to feasible and change one to three genes of copies of them."""
-        order = np.maximum(excess, 0).sum(axis=1).argsort()[:50]
-        children = np.repeat(pool[order], 200, axis=0)
-        sizes = np.array([len(choices) for choices in self._space.genes.values()])
-        change = rng.random(children.shape) < 2.0 / len(sizes)
-        children = np.where(change, rng.integers(0, sizes, children.shape), children)
-        return np.vstack([pool[order], self._space.canonical(children)])
 
 
 def metrics_of(prices: Prices, genotype: Genotypes) -> Mapping[str, float]:

@@ -12,7 +12,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nas._assign_options import add_assign_command
 from nas._profile_options import add_profile_commands, add_profile_options, join_command
+from nas._score_options import add_score_command
+from nas._search_options import (
+    SEARCH_STAGES,
+    add_search_options,
+    add_study_command,
+    list_samplers,
+    search_values,
+)
 
 if TYPE_CHECKING:
     from nas.config import ExperimentConfig
@@ -70,9 +79,14 @@ def build_parser() -> argparse.ArgumentParser:
         )
         _add_run_options(stage)
         stage.set_defaults(command=_run_stage, stage=name)
+        if name in SEARCH_STAGES:
+            add_search_options(stage)
         if name == "profile":
             add_profile_options(stage, _config_of)
             add_profile_commands(commands)
+    add_score_command(commands)
+    add_study_command(commands)
+    add_assign_command(commands)
     _add_generate(commands)
     doctor = commands.add_parser("doctor", help="what this machine has and what that means")
     doctor.add_argument("--json", action="store_true", help="print JSON")
@@ -131,6 +145,8 @@ def _add_generate(commands: Any) -> None:
 
 
 def _run_stage(options: argparse.Namespace) -> int:
+    if getattr(options, "list_samplers", False):
+        return list_samplers(options.json)
     config = _config_of(options)
     from nas.pipeline import Pipeline
     from nas.progress import Reporter
@@ -162,6 +178,7 @@ def _config_of(options: argparse.Namespace, **more: Any) -> ExperimentConfig:
         budget=options.budget,
         out=out,
         seed=options.seed,
+        **search_values(options),
         **more,
     )
 

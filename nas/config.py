@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.tasks.config import TaskConfig
+from predictors.rank_aggregation import COMBINED
 from searchspace.errors import UserError, unknown
 
 
@@ -131,6 +132,12 @@ class SearchConfig:
         metrics: training-free metrics that warm-start the quality predictor.
         metric_pool: archs that are scored by them.
         population: population of evolutionary samplers.
+        storage: where the study lives: empty for `study.db` in the run folder, a database URL
+            such as ``postgresql://USER@HOST/DATABASE``, or ``journal:FILE``.
+        workers: processes that evaluate at the same time.
+
+    Raises:
+        UserError: for a number of evaluations or workers below 1.
     """
 
     sampler: str = "predictor"
@@ -140,9 +147,17 @@ class SearchConfig:
     num_evaluations: int | None = None
     budget_s: float | None = None
     evaluation_tokens: int = 16_384
-    metrics: tuple[str, ...] = ("synflow", "grad_norm", "naswot")
+    metrics: tuple[str, ...] = COMBINED
     metric_pool: int = 64
     population: int = 32
+    storage: str = ""
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("num_evaluations", "workers", "population"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"search.{name}={value} is below 1; choose 1 or more")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -17,27 +17,27 @@ from hw_profiles.library.check import busy_here
 from hw_profiles.process import prepare_process
 from hw_profiles.profiler import finished, profile
 from hw_profiles.workload import PHASES, Workload
-from nas.calibration import calibrated_view
-from nas.candidates import Objectives, Prices, SpaceCodec
+from nas.candidates import Objectives, Prices, SpaceCodec, metrics_of
 from nas.config import ExperimentConfig, default_workloads
-from nas.evaluation import evaluation_amount, held_out_loss
+from nas.evaluation import evaluation_amount
 from nas.export import ExportSource, export_subnet
-from nas.front import FrontSources, measure_front, uniform_networks, write_front
+from nas.front import FrontSources, measure_front, write_front
 from nas.progress import Reporter
 from nas.run_folder import RunFolder
+from nas.search_stage import check_feasible, check_sampler, search_stage
 from nas.study import (
     Evaluated,
-    SearchProblem,
-    SearchRun,
+    check_storage,
     evaluated,
+    nearest,
+    nearest_sentence,
     open_study,
-    search_summary,
+    shared_storage,
     sqlite_url,
 )
 from nas.tasks import prepare_task
 from nas.tasks.base import Task
 from nas.training import load_supernet, read_state, train_supernet
-from nas.warm_start import TrainingFreeScore, training_free_score
 from searchspace.arch import Arch
 from searchspace.errors import UserError, unknown
 from searchspace.files import read_json, write_json
@@ -118,7 +118,8 @@ class Pipeline:
         prepare_process(config.profile.num_threads)
         get_backend(config.profile.backend)
         self.folder = RunFolder(Path(config.out))
-        self.folder.claim(config)
+        self.check_search()
+        self._held_before = self.folder.claim(config)
         self._started = time.monotonic()
         self._whole = False
 
@@ -192,7 +193,8 @@ class Pipeline:
     @property
     def storage(self) -> str:
         """The study's storage URL."""
-        return sqlite_url(self.folder.path)
+        url = self.config.search.storage
+        return shared_storage(url, self.folder.path) if url else sqlite_url(self.folder.path)
 
     def seconds_for(self, stage: str) -> float:
         """Return the seconds a stage may take; a whole run ends within its budget."""
@@ -201,19 +203,21 @@ class Pipeline:
 
     def run(self) -> Run:
         """Run every stage."""
-        self.check_search()
         self._whole = True
         for stage in STAGES:
             getattr(self, stage)()
         return self.result()
 
     def check_search(self) -> None:
-        """Refuse wrong names in the search section before hours are spent on training."""
-        from nas.samplers import SAMPLERS
+        """Refuse wrong names in the search section before hours are spent on training.
+
+        Raises:
+            UserError: naming what is known.
+        """
         from predictors.zero_cost import get_metric
 
-        if self.config.search.sampler not in SAMPLERS:
-            raise unknown("sampler", self.config.search.sampler, SAMPLERS)
+        check_sampler(self.config.search.sampler, self.config.search.metrics)
+        check_storage(self.config.search.storage)
         for name in self.config.search.metrics:
             get_metric(name)
         for name in self.config.export.rewrites:
@@ -227,6 +231,7 @@ class Pipeline:
     def profile(self) -> None:
         """Measure the device's latency table."""
         self.task  # noqa: B018  (the vocabulary size is part of what is timed)
+        check_feasible(self, None)
         path = self.folder.table
         done = path.exists() and finished(LatencyTable.load(path), self.space, self.workloads)
         if not done and (busy := busy_here(get_backend(self.config.profile.backend))):
@@ -251,7 +256,11 @@ class Pipeline:
             )
 
     def train(self) -> None:
-        """Train the supernet."""
+        """Train the supernet, unless the latency table says that no arch keeps the constraints."""
+        path = self.folder.table
+        table = LatencyTable.load(path) if path.exists() else None
+        ready = table is not None and finished(table, self.space, self.workloads)
+        check_feasible(self, table if ready else None)
         self.supernet = train_supernet(
             self.space,
             self.task,
@@ -269,40 +278,17 @@ class Pipeline:
 
     def search(self) -> None:
         """Search archs with the supernet's weights."""
-        config = self.config.search
-        objectives, supernet = self.objectives, self.supernet
-        amount = evaluation_amount(self.task, config.evaluation_tokens)
-        batches = self.task.evaluation_batches("validation", amount, 8)
-
-        def evaluate(arch: Arch) -> float:
-            return held_out_loss(calibrated_view(supernet, arch, self.task), batches, self.task)
-
-        seeds = (
-            self.space.largest(),
-            *uniform_networks(self.space).values(),
-            *self.space.one_change_from_largest(),
-        )
-        problem = SearchProblem(
-            self.space, self.prices, objectives, evaluate, self._scores(), seeds
-        )
-        search = SearchRun(
-            problem, self.storage, config.sampler, self.config.seed, config.population
-        )
-        search.run(config.num_evaluations, self.seconds_for("search"), self.reporter)
-        summary = search_summary(search.study, objectives, config.sampler)
-        write_json(self.folder.search, {**summary, "metrics": self._metric_agreement(search)})
-        self.reporter.say(
-            f"search: {search.num_evaluations} archs of {self.space.size():.2g} evaluated, "
-            f"best loss {search.best_loss():.3f} nats/{self.task.unit}"
-        )
+        search_stage(self)
 
     def export(self) -> None:
         """Measure the final front and its baselines, then export subnetworks."""
-        study = open_study(self.storage, self.objectives)
+        study = open_study(self.storage, self.objectives, price=self.exact_metrics)
         codec = SpaceCodec(self.space, self.prices, self.objectives)
         items = evaluated(study)
         if not items:
             raise UserError(f"{self.folder.path} holds no evaluated arch; run `nas search` first")
+        if found := nearest(study, self.objectives):
+            self._refuse_front(nearest_sentence(found, len(items)))
         sources = FrontSources(
             self.space, self.supernet, self.task, self.table, self.objectives,
             self.workload, self.config.seed, self.config.task.name,
@@ -325,18 +311,7 @@ class Pipeline:
         subnets = {path.name: path for path in sorted(self.folder.subnets.glob("[!.]*"))}
         return Run(self.folder.path, front, subnets, self.folder.path / "report.html")
 
-    def _scores(self) -> TrainingFreeScore | None:
-        return training_free_score(
-            self.space,
-            self.config.search.metrics,
-            self.config.search.metric_pool,
-            self._metric_batch(),
-            self.folder.metric_scores,
-            seed=self.config.seed,
-            reporter=self.reporter,
-        )
-
-    def _metric_batch(self) -> tuple[Tensor, Tensor]:
+    def metric_batch(self) -> tuple[Tensor, Tensor]:
         """Return the inputs and targets (B, T) that training-free metrics are computed on."""
         batch_size, tokens = METRIC_BATCH
         inputs, targets = self.task.train_batch(0, batch_size, self.config.seed)
@@ -346,26 +321,20 @@ class Pipeline:
             return inputs[:, :tokens], targets
         return inputs[:, :tokens], targets[:, :tokens]
 
-    def _metric_agreement(self, search: SearchRun) -> dict[str, Any]:
-        """Return how well each training-free metric orders archs by their evaluated loss."""
-        from scipy.stats import kendalltau
+    def exact_metrics(self, arch: Arch) -> dict[str, float]:
+        """Return every cost of an arch that is known without running it."""
+        return dict(metrics_of(self.prices, self.space.encode(arch)))
 
-        from predictors.zero_cost import score_archs
+    def take_back_config(self) -> None:
+        """Give the folder back the config that it held before this command, which is refused."""
+        if self._held_before is not None:
+            write_json(self.folder.config, self._held_before.to_dict())
 
-        items = evaluated(search.study)[:: max(1, len(search.losses) // 40)]
-        losses = [search.losses[item.arch.id] for item in items]
-        if len(items) < 3:
-            return {}
-        names = tuple(dict.fromkeys(("params", *self.config.search.metrics)))
-        archs = [item.arch for item in items]
-        scores = score_archs(names, archs, self._metric_batch(), self.config.seed)
-        return {
-            name: {
-                "kendall_tau": float(kendalltau(values, [-loss for loss in losses]).statistic),
-                "num_archs": len(items),
-            }
-            for name, values in scores.items()
-        }
+    def _refuse_front(self, sentence: str) -> NoReturn:
+        """Write a report that says so, and end; a front of other constraints must not stand."""
+        for path in (self.folder.front, self.folder.front.with_suffix(".csv")):
+            path.unlink(missing_ok=True)
+        raise UserError(f"{sentence}; {self.report()} shows the search")
 
     def _export_subnets(self, front: dict[str, Any], items: list[Evaluated]) -> None:
         amount = evaluation_amount(self.task, self.config.export.test_tokens // 4)

@@ -35,7 +35,7 @@ class Reporter:
         if not self.quiet:
             from rich.console import Console
 
-            Console(stderr=True, highlight=False).print(text)
+            Console(stderr=True, highlight=False).print(text, soft_wrap=True)
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Progress]:

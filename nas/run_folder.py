@@ -11,7 +11,8 @@ from searchspace.errors import UserError
 from searchspace.files import read_json, remove_leftovers, write_json
 
 # What a folder's tables, weights and evaluations depend on. The other keys (budgets, the search's
-# length, what is exported) may change from one command to the next.
+# length, sampler, objectives and constraints, what is exported) may change from one command to the
+# next.
 IDENTITY = (
     "preset",
     "seed",
@@ -20,10 +21,7 @@ IDENTITY = (
     "profile.workloads",
     "profile.backend",
     "profile.num_threads",
-    "search.objectives",
     "search.workload",
-    "search.constraints",
-    "search.sampler",
     "search.evaluation_tokens",
 )
 
@@ -78,19 +76,23 @@ class RunFolder:
         """Folder of exported subnetworks."""
         return self.path / "subnets"
 
-    def claim(self, config: ExperimentConfig) -> None:
+    def claim(self, config: ExperimentConfig) -> ExperimentConfig | None:
         """Write the config into the folder, or check that the folder belongs to it.
+
+        Returns:
+            The config that the folder held before.
 
         Raises:
             UserError: when the folder holds a run of another config, holds foreign files, or
                 cannot be written to.
         """
         new = config.to_dict()
+        held = None
         if self.config.exists():
             # What an older release wrote lacks newer keys: it means their defaults.
-            old = ExperimentConfig.from_dict(read_json(self.config, "run config")).to_dict()
+            held = ExperimentConfig.from_dict(read_json(self.config, "run config"))
             for key in IDENTITY:
-                before, now = _at(old, key), _at(new, key)
+                before, now = _at(held.to_dict(), key), _at(new, key)
                 if before != now:
                     raise UserError(
                         f"{self.path} holds a run with {_difference(key, before, now)}; give "
@@ -103,6 +105,7 @@ class RunFolder:
             )
         write_json(self.config, new)
         remove_leftovers(self.path)
+        return held
 
 
 def _at(values: Any, key: str) -> Any:

@@ -17,6 +17,7 @@ import pytest
 from nas._profile_options import join_command
 from nas.cli import build_parser
 from nas.config import ExperimentConfig
+from tests.public_data import write_public_data
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -109,7 +110,12 @@ BENCHMARKS = {
     "transfer": ["--preset", "decoder-tiny", "--from-threads", "1", "--to-threads", "1",
                  "--num", "3", "--test-archs", "5", "--budget-s", "8", "--networks-s", "8"],
     "memory": ["--num", "1", "--presets", "decoder-small"],
-    "sampler_hypervolume": ["--evals", "20", "--seeds", "1"],
+    "hwgpt_search": ["--problem", "layered", "--evals", "20", "--seeds", "1", "--samplers",
+                     "predictor", "nsga2+design", "uniform_grid"],
+    "joint_bits": ["--train-s", "3", "--profile-s", "5", "--evals", "8", "--seeds", "1",
+                   "--tokens", "512", "--threads", "1"],
+    "assignment": ["--layers", "8", "--choices", "4", "--seeds", "1"],
+    "million_candidates": ["--preset", "decoder-tiny", "--num", "5000", "--repeats", "1"],
     "mixers": ["--mixers", "softmax", "pool", "--parts", "latency", "copy", "--rounds", "2",
                "--probe-steps", "2"],
     "norms": ["--norms", "layernorm", "prepbn", "--rounds", "2", "--d-model", "32"],
@@ -118,8 +124,15 @@ BENCHMARKS = {
     "ranking": ["--preset", "decoder-tiny", "--steps", "2", "--alone-steps", "1", "--num", "3"],
     "attention_transfer": ["--mixers", "gla", "--steps", "4", "--first-steps", "2",
                            "--transfer-steps", "1", "--seeds", "1"],
+    "metric_cost": ["--families", "decoder", "--metrics", "params", "snip", "--layers", "1",
+                    "--rounds", "1"],
+    "nas_bench_bert": ["--metrics", "params", "--readings", "trained", "--seeds", "1",
+                       "--splits", "1", "--sizes", "8"],
+    "hat_latency": ["--sizes", "50"],
+    "hwgpt_quality": ["--spaces", "s", "--sizes", "20", "--seeds", "1"],
 }  # fmt: skip
-IN_FOLDER = {"mixers": "--data", "matformer": "--data", "ranking": "--out"}
+IN_FOLDER = {"mixers": "--data", "matformer": "--data", "ranking": "--out", "joint_bits": "--out"}
+ON_PUBLIC_DATA = ("nas_bench_bert", "hat_latency", "hwgpt_quality")
 
 
 @pytest.mark.slow
@@ -127,6 +140,8 @@ IN_FOLDER = {"mixers": "--data", "matformer": "--data", "ranking": "--out"}
 def test_every_benchmark_prints_a_table_or_json(name: str, tmp_path: Path) -> None:
     assert f"python -m tests.benchmarks.{name}" in README
     folder = [IN_FOLDER[name], str(tmp_path / "data")] if name in IN_FOLDER else []
+    if name in ON_PUBLIC_DATA:
+        folder = ["--data", str(write_public_data(tmp_path))]
     done = run(f"tests.benchmarks.{name}", *BENCHMARKS[name], *folder, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)

@@ -16,7 +16,7 @@ FOLDERS = {
     name: ROOT / ("kernels/nas_kernels" if name == "nas_kernels" else name) for name in ORDER
 }
 ADAPTERS = {
-    "optuna": ("nas/samplers/", "nas/study.py"),
+    "optuna": ("nas/samplers/", "nas/study/"),
     "pymoo": ("nas/pareto.py", "nas/samplers/"),
     "ray": ("nas/cluster/",),
     "triton": ("kernels/nas_kernels/", "nas/doctor.py"),

@@ -26,7 +26,7 @@ def search_section(data: RunData) -> Markup:
     volumes_so_far = map(finite, data.search.get("hypervolume") or ())
     curve = [value for value in volumes_so_far if value is not None]
     found = volumes(data)
-    if not curve and not found:
+    if not curve and not found and not data.search.get("trials"):
         return tag("p", "No search has been run yet, so there is no hypervolume to show.")
     left = figure(
         hypervolume_curve(curve) if curve else None,
@@ -37,7 +37,8 @@ def search_section(data: RunData) -> Markup:
     return join(
         [
             tag("p", _search_words(data)),
-            tag("div", left, right, class_="grid"),
+            _infeasible(data),
+            tag("div", left, right, class_="grid") if left or right else None,
             _failures(data.search.get("trials") or ()),
         ]
     )
@@ -77,6 +78,12 @@ def _search_words(data: RunData) -> str:
         f"{failed} of them failed, {number(seconds)} s in all; minimised: {objectives}; "
         f"constraints: {constraints or 'none'}."
     )
+
+
+def _infeasible(data: RunData) -> Markup | None:
+    """Say what came nearest where nothing that was evaluated keeps the constraints."""
+    sentence = mapping(data.search.get("nearest")).get("sentence")
+    return tag("p", tag("strong", "No network to hand over: "), str(sentence)) if sentence else None
 
 
 def _failures(trials: Sequence[Any]) -> Markup | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from searchspace.errors import UserError, unknown
@@ -29,22 +30,32 @@ def _predictor(seed: int | None, **options: Any) -> BaseSampler:
     return PredictorGuidedSampler(seed=seed, **options)
 
 
-def _nsga2(seed: int | None, **options: Any) -> BaseSampler:
-    from optuna.samplers import NSGAIISampler
+def _optuna(name: str) -> Callable[..., BaseSampler]:
+    def make(seed: int | None, **options: Any) -> BaseSampler:
+        return getattr(import_module("nas.samplers.optuna_samplers"), name)(seed, **options)
 
-    return NSGAIISampler(seed=seed, **options)
+    return make
 
 
-def _random(seed: int | None, **options: Any) -> BaseSampler:
-    from optuna.samplers import RandomSampler
+def _own(module: str, cls: str) -> Callable[..., BaseSampler]:
+    def make(seed: int | None, **options: Any) -> BaseSampler:
+        return getattr(import_module(f"nas.samplers.{module}"), cls)(seed=seed, **options)
 
-    return RandomSampler(seed=seed, **options)
+    return make
 
 
 SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "predictor": _predictor,
-    "nsga2": _nsga2,
-    "random": _random,
+    "random": _optuna("random"),
+    "nsga2": _optuna("nsga2"),
+    "nsga3": _optuna("nsga3"),
+    "tpe": _optuna("tpe"),
+    "gp": _optuna("gp"),
+    "moead": _own("moead", "MoeadSampler"),
+    "age_moea": _own("age_moea", "AgeMoeaSampler"),
+    "linas": _own("linas", "LinasSampler"),
+    "regularized_evolution": _own("regularized_evolution", "RegularizedEvolutionSampler"),
+    "promotion": _own("promotion", "PromotionSampler"),
 }
 
 

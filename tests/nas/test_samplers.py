@@ -316,7 +316,7 @@ def test_design_spreads_layer_totals_that_uniform_draws_concentrate() -> None:
 
 
 def test_unknown_names_and_bad_sizes_get_one_sentence() -> None:
-    assert set(SAMPLERS) == {"predictor", "nsga2", "random"}
+    assert {"predictor", "nsga2", "random"} < set(SAMPLERS)
     with pytest.raises(UserError, match="did you mean 'nsga2'"):
         make_sampler("nsga-2")
     with pytest.raises(UserError, match="does not take these options"):

@@ -1,0 +1,272 @@
+"""The search loop: asks a sampler, claims, evaluates, tells.
+
+Kill the process at any point and run the same command again: finished evaluations are read back,
+the one that was interrupted is queued again. Several processes can run the loop on one study.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.samplers import BaseSampler
+from optuna.trial import Trial, TrialState
+
+from nas.candidates import SpaceCodec, metrics_of
+from nas.evaluation import EvaluationFailed
+from nas.feasibility import feasible_start
+from nas.progress import Reporter
+from nas.samplers import make_sampler
+from nas.search_view import search_view
+from nas.study.archive import snapshot
+from nas.study.claims import ARCH_ID, QUEUED, Claims, Outcome
+from nas.study.generations import open_study
+from nas.study.owners import OWNER, OwningSampler, at_work, heartbeat
+from nas.study.problem import SearchProblem, distributions, space_key
+from searchspace.arch import Arch
+from searchspace.errors import UserError
+
+MAX_FRUITLESS = 2000
+WAIT_S = 0.2
+
+
+class SearchRun:
+    """One process's part in a search.
+
+    Args:
+        problem: what is searched.
+        storage: an Optuna storage URL.
+        sampler: a name in `nas.samplers.SAMPLERS`.
+        seed: of the sampler.
+        population: for evolutionary samplers.
+
+    Raises:
+        UserError: when no arch keeps the constraints, or the study is another one.
+    """
+
+    def __init__(
+        self,
+        problem: SearchProblem,
+        storage: str,
+        sampler: str,
+        seed: int,
+        population: int = 32,
+    ) -> None:
+        self.problem = problem
+        self.space = problem.space
+        codec = SpaceCodec(self.space, problem.prices, problem.objectives, problem.scores)
+        self.seeds = self._feasible_seeds(codec)
+        self._sampler = OwningSampler(_make_sampler(sampler, seed, self, codec, population))
+        self.study = open_study(
+            storage,
+            problem.objectives,
+            self._sampler,
+            space=space_key(self.space),
+            price=problem.exact_metrics,
+        )
+        self.claims = Claims(self.study)
+        if not self.study.trials and sampler != "predictor":
+            for arch in self.seeds:
+                self.study.enqueue_trial(self.params_of(arch), {QUEUED: arch.id})
+
+    def _feasible_seeds(self, codec: SpaceCodec) -> list[Arch]:
+        start = feasible_start(self.space, self.problem.prices, self.problem.objectives)
+        seeds = [
+            arch
+            for arch in self.problem.seeds
+            if (codec.constraints(self.space.encode(arch)[None]) <= 0).all()
+        ]
+        return seeds or [self.space.decode(start[0])]
+
+    def params_of(self, arch: Arch) -> dict[str, Any]:
+        """Return an arch as the parameters of a trial."""
+        return self.space.to_params(self.space.encode(arch)[None])[0]
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The evaluated losses by arch id, of all processes."""
+        done, _ = self.claims.look()
+        return {
+            arch_id: float(trial.user_attrs["loss"])
+            for arch_id, trial in done.items()
+            if trial.state == TrialState.COMPLETE
+        }
+
+    @property
+    def num_evaluations(self) -> int:
+        """Evaluations done, failed ones included, repeated archs not."""
+        return len(self.claims.look()[0])
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in which at least one process was at work on a trial."""
+        trials = self.study.get_trials(deepcopy=False)
+        spans = [(t.datetime_start, t.datetime_complete) for t in trials]
+        return _covered_s([(a, b) for a, b in spans if a is not None and b is not None])
+
+    def run(
+        self,
+        num_evaluations: int | None,
+        budget_s: float,
+        reporter: Reporter,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Evaluate until there are `num_evaluations`, or until `budget_s` seconds are spent.
+
+        Args:
+            num_evaluations: in all, those of earlier commands and of other processes included.
+            budget_s: counts only without `num_evaluations`.
+            reporter: shows front and hypervolume.
+            should_stop: asked between evaluations.
+
+        Raises:
+            UserError: when the sampler finds no candidate that keeps the exact constraints.
+        """
+        spent = self.seconds
+        start = time.perf_counter()
+        objectives = self.problem.objectives
+        fruitless = 0
+        with search_view(reporter.quiet) as view:
+            while not should_stop():
+                elapsed = spent + time.perf_counter() - start
+                done = self.num_evaluations
+                share = elapsed / budget_s if num_evaluations is None else done / num_evaluations
+                view.update(share, functools.partial(snapshot, self.study, objectives))
+                if share >= 1.0:
+                    break
+                if not self.claims.has_place(num_evaluations):
+                    time.sleep(WAIT_S)
+                    continue
+                result = self.step(num_evaluations)
+                fruitless = 0 if result in ("complete", "failed") else fruitless + 1
+                if fruitless > MAX_FRUITLESS:
+                    self._give_up(result, reporter)
+                    break
+
+    def _give_up(self, result: str, reporter: Reporter) -> None:
+        if result == "rejected":
+            raise UserError(
+                f"{MAX_FRUITLESS} candidates in a row broke a constraint; use "
+                "search.sampler='predictor', which never proposes such, or loosen it"
+            )
+        reporter.say(
+            f"search: {MAX_FRUITLESS} candidates in a row were nothing new, so the search ends; "
+            "every arch within reach of the sampler is evaluated"
+        )
+
+    def step(self, limit: int | None = None) -> str:
+        """Work on one candidate.
+
+        Args:
+            limit: evaluations that are wanted in all; None for any number.
+
+        Returns:
+            ``"complete"``, ``"failed"``, ``"rejected"`` by an exact constraint, ``"duplicate"`` of
+            an evaluated one, or ``"withdrawn"`` because another process was first.
+        """
+        with at_work(self._sampler.owner):
+            trial = self.study.ask(distributions(self.space))
+            try:
+                return self._work_on(trial, limit)
+            except UpdateFinishedTrialError:
+                # Another process took this one for dead; what it queued again is not lost.
+                return "withdrawn"
+            except BaseException:
+                self.claims.requeue(self.study._storage.get_trial(trial._trial_id), "stopped")
+                raise
+
+    def _work_on(self, trial: Trial, limit: int | None) -> str:
+        genotype = self.space.canonical(self.space.to_genotypes([trial.params]))[0]
+        arch = self.space.decode(genotype)
+        metrics = dict(metrics_of(self.problem.prices, genotype))
+        trial.set_user_attr("arch", arch.to_dict())
+        trial.set_user_attr("metrics", metrics)
+        broken = [
+            c for c in self.problem.objectives.exact_constraints if metrics[c.metric] > c.limit
+        ]
+        if broken:
+            trial.set_user_attr(ARCH_ID, arch.id)
+            value = metrics[broken[0].metric]
+            reason = f"{broken[0].metric}={value:.4g} breaks {broken[0]}"
+            return self._fail(trial, reason, "rejected")
+        outcome = self.claims.claim(trial.number, trial._trial_id, arch.id, limit)
+        if outcome.result != "mine":
+            return self._step_aside(trial, outcome, metrics)
+        start = time.perf_counter()
+        try:
+            with heartbeat(self.study, trial._trial_id):
+                metrics["loss"] = self.problem.evaluate(arch)
+        except EvaluationFailed as error:
+            trial.set_user_attr("seconds", time.perf_counter() - start)
+            return self._fail(trial, str(error), "failed")
+        trial.set_user_attr("seconds", time.perf_counter() - start)
+        return self._complete(trial, metrics, "complete")
+
+    def _step_aside(self, trial: Trial, outcome: Outcome, metrics: Mapping[str, float]) -> str:
+        other = outcome.trial
+        if other is None:
+            frozen = self.study._storage.get_trial(trial._trial_id)
+            self.claims.requeue(frozen, "as many as wanted are under way")
+            return "withdrawn"
+        owner = self._sampler.owner
+        if other.user_attrs.get(OWNER, owner) != owner and QUEUED not in trial.user_attrs:
+            # Two processes with the same seed that propose the same go apart.
+            self._sampler.reseed_rng()
+        if outcome.result == "taken":
+            return self._fail(trial, f"trial {other.number} evaluates the same", "withdrawn")
+        if other.state == TrialState.FAIL:
+            reason = str(other.user_attrs.get("reason", "failed before"))
+            return self._fail(trial, reason, "duplicate")
+        return self._complete(trial, {**metrics, "loss": other.user_attrs["loss"]}, "duplicate")
+
+    def _complete(self, trial: Trial, metrics: Mapping[str, float], result: str) -> str:
+        for constraint in self.problem.objectives.constraints:
+            trial.set_constraint(str(constraint), metrics[constraint.metric] - constraint.limit)
+        trial.set_user_attr("loss", metrics["loss"])
+        self.study.tell(trial, [metrics[name] for name in self.problem.objectives.names])
+        return result
+
+    def _fail(self, trial: Trial, reason: str, result: str) -> str:
+        trial.set_user_attr("reason", reason)
+        self.study.tell(trial, state=TrialState.FAIL)
+        return result
+
+    def best_loss(self) -> float:
+        """Return the lowest loss so far; NaN before the first."""
+        return min(self.losses.values(), default=math.nan)
+
+
+TAKES_CODEC = ("predictor", "moead", "age_moea", "linas", "regularized_evolution", "promotion")
+TAKES_POPULATION = ("nsga2", "nsga3", "moead", "age_moea", "linas", "regularized_evolution")
+
+
+def _make_sampler(
+    name: str, seed: int, search: SearchRun, codec: SpaceCodec, population: int
+) -> BaseSampler:
+    """Make a sampler with what the run knows and it can use."""
+    space, scores = search.space, search.problem.scores
+    options: dict[str, Any] = {}
+    if name in TAKES_CODEC:
+        options |= {"codec": codec, "search_space": distributions(space)}
+    if name in TAKES_POPULATION:
+        options["population_size"] = population
+    if name == "predictor":
+        options["seed_params"] = [search.params_of(arch) for arch in search.seeds]
+    if name == "promotion" and scores is not None:
+        options["score"] = lambda params: scores(space.canonical(space.to_genotypes(params)))
+    return make_sampler(name, seed=seed, **options)
+
+
+def _covered_s(spans: list[tuple[datetime, datetime]]) -> float:
+    """Return the seconds that at least one span covers."""
+    total, end = 0.0, datetime.min
+    for start, stop in sorted(spans):
+        if stop > end:
+            total += (stop - max(start, end)).total_seconds()
+            end = stop
+    return total
