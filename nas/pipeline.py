@@ -278,7 +278,11 @@ class Pipeline:
 
     def search(self) -> None:
         """Search archs with the supernet's weights."""
-        search_stage(self)
+        try:
+            search_stage(self)
+        except UserError:
+            self.take_back_config()
+            raise
 
     def export(self) -> None:
         """Measure the final front and its baselines, then export subnetworks."""

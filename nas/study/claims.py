@@ -19,7 +19,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.study.generations import evaluations
+from nas.study.generations import INTERRUPTED, LOSS, evaluations
 from nas.study.owners import Watch
 
 ARCH_ID = "arch_id"
@@ -104,22 +104,37 @@ class Claims:
     def requeue(self, trial: FrozenTrial, reason: str) -> None:
         """End a trial that nobody works on, and queue its candidate if it had one.
 
-        The candidate is queued first: a kill in between at worst queues it twice, and the second
-        time it is known.
+        One whose loss is there already only has to be told. Otherwise the candidate is queued
+        first: a kill in between at worst queues it twice, and the second time it is known.
         """
+        if LOSS in trial.user_attrs and self._tell(trial):
+            return
         arch_id = trial.user_attrs.get(ARCH_ID)
         if arch_id is not None:
             waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             if all(other.user_attrs.get(QUEUED) != arch_id for other in waiting):
                 self._study.enqueue_trial(trial.params, {QUEUED: arch_id})
             reason += "; queued again"
-        self.end(trial._trial_id, f"interrupted: {reason}")
+        self.end(trial._trial_id, f"{INTERRUPTED}: {reason}")
 
     def end(self, trial_id: int, reason: str) -> None:
         """Fail a trial with its reason; one that another process has ended is left alone."""
         with contextlib.suppress(UpdateFinishedTrialError):
             self._set(trial_id, "reason", reason)
             self._study._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+
+    def _tell(self, trial: FrozenTrial) -> bool:
+        """Complete a trial with what it says; return whether that is all there has to be."""
+        metrics = {**trial.user_attrs.get("metrics", {}), LOSS: trial.user_attrs[LOSS]}
+        names = self._study.metric_names
+        if names is None or not set(names) <= set(metrics):
+            return False
+        values = [float(metrics[name]) for name in names]
+        with contextlib.suppress(UpdateFinishedTrialError):
+            self._study._storage.set_trial_state_values(
+                trial._trial_id, TrialState.COMPLETE, values
+            )
+        return True
 
     def _set(self, trial_id: int, key: str, value: object) -> None:
         self._study._storage.set_trial_user_attr(trial_id, key, value)

@@ -28,6 +28,10 @@ from searchspace.errors import UserError
 
 PROBLEM = "problem"
 SPACE = "space"
+LOSS = "loss"
+INTERRUPTED = "interrupted"
+"""How the reason begins of a trial that ended before its evaluation did."""
+
 Price = Callable[[Arch], Mapping[str, float]]
 
 
@@ -137,10 +141,16 @@ def evaluations(trials: Sequence[FrozenTrial]) -> Iterator[FrozenTrial]:
             arch_id = trial.user_attrs.get("arch_id")
             if trial.state != state or arch_id is None or arch_id in seen:
                 continue
-            if state == TrialState.FAIL and "seconds" not in trial.user_attrs:
+            if state == TrialState.FAIL and not _failed(trial):
                 continue
             seen.add(arch_id)
             yield trial
+
+
+def _failed(trial: FrozenTrial) -> bool:
+    """Whether a failed trial is a failed evaluation, and none that was rejected or cut off."""
+    attrs = trial.user_attrs
+    return "seconds" in attrs and not str(attrs.get("reason", "")).startswith(INTERRUPTED)
 
 
 def _translated(trial: FrozenTrial, objectives: Objectives, price: Price | None) -> FrozenTrial:

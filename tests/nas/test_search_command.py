@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from optuna.trial import TrialState
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
 
 from hw_profiles.latency_table import LatencyTable
 from nas._search_options import search_values
@@ -177,7 +178,7 @@ def test_a_search_goes_on_with_more_evaluations_and_other_objectives(run_folder:
     assert len(before) == 5
     more = nas("search", str(run_folder), "--evals", "7", "--quiet")
     assert (more.returncode, more.stderr) == (0, "")
-    after = [t.user_attrs["arch_id"] for t in study.trials if "seconds" in t.user_attrs]
+    after = [t.user_attrs["arch_id"] for t in evaluations_of(study)]
     assert len(after) == len(set(after)) == 7 and before < set(after)
     other = nas("search", str(run_folder), "--objectives", "loss,params", "--constraint",
                 "weight_bytes<=1e6", "--sampler", "random", "--evals", "8", "--quiet")  # fmt: skip
@@ -190,10 +191,11 @@ def test_a_search_goes_on_with_more_evaluations_and_other_objectives(run_folder:
 
 @pytest.mark.slow
 def test_wrong_and_impossible_searches_end_early_and_leave_the_config(run_folder: Path) -> None:
+    nas("report", str(run_folder), "--quiet")
     config = (run_folder / "config.json").read_text()
     for arguments, sentence in (
         (["--constraint", "latency_ms<=1e-6"], "latency_ms<=1e-06 alone, where the least"),
-        (["--sampler", "nsga"], "did you mean 'nsga2'"),
+        (["--sampler", "randm"], "did you mean 'random'"),
         (["--storage", "study.db"], "is no storage"),
         (["--storage", "postgresql://a:secret@localhost:1/b"], "postgresql://a:***@localhost"),
         (["--objectives", "latency_ms"], "lacks 'loss'"),
@@ -203,8 +205,7 @@ def test_wrong_and_impossible_searches_end_early_and_leave_the_config(run_folder
         done = nas("search", str(run_folder), *arguments, "--quiet")
         assert done.returncode == 2 and sentence in done.stderr, done.stderr
         assert len(done.stderr.strip().splitlines()) == 1 and "secret" not in done.stderr
-    assert json.loads((run_folder / "config.json").read_text())["search"]["constraints"] == []
-    assert json.loads(config)["search"]["sampler"] == "predictor"
+        assert (run_folder / "config.json").read_text() == config
     assert not (run_folder / "study.db").exists(), "something was evaluated"
 
 
@@ -222,18 +223,24 @@ def test_when_no_loss_is_low_enough_the_nearest_is_said_and_nothing_is_exported(
     assert "the nearest is" in (run_folder / "report.html").read_text()
 
 
+def evaluations_of(study: Study) -> list[FrozenTrial]:
+    """Completed trials that were really evaluated, and not copied from an equal one."""
+    done = study.get_trials(states=(TrialState.COMPLETE,))
+    return [trial for trial in done if "seconds" in trial.user_attrs]
+
+
 @pytest.mark.slow
 def test_workers_share_a_search_one_is_killed_and_ctrl_c_stops_all(run_folder: Path) -> None:
     done = nas("search", str(run_folder), "--workers", "3", "--evals", "12", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["stage"] == "search"
     (study,) = studies_at(f"sqlite:///{run_folder / 'study.db'}")
-    real = [t for t in study.trials if "seconds" in t.user_attrs]
+    real = evaluations_of(study)
     assert len({t.user_attrs["arch_id"] for t in real}) == len(real) == 12
     command = [sys.executable, "-m", "nas", "search", str(run_folder), "--workers", "3"]
     with subprocess.Popen([*command, "--evals", "5000"], env=environment(), text=True,
                           stderr=subprocess.PIPE, stdout=subprocess.PIPE) as parent:  # fmt: skip
-        while len([t for t in study.trials if "seconds" in t.user_attrs]) < 16:
+        while len(evaluations_of(study)) < 16:
             assert parent.poll() is None
             time.sleep(0.1)
         owners = {t.user_attrs["owner"]["process"] for t in study.trials[-6:]}
@@ -250,7 +257,7 @@ def test_workers_share_a_search_one_is_killed_and_ctrl_c_stops_all(run_folder: P
     for process in owners:
         with pytest.raises(ProcessLookupError):
             os.kill(process, 0)
-    real = [t for t in study.trials if "seconds" in t.user_attrs]
+    real = evaluations_of(study)
     assert len({t.user_attrs["arch_id"] for t in real}) == len(real)
     again = nas("search", str(run_folder), "--workers", "1", "--evals", str(len(real) + 2))
     assert again.returncode == 0, again.stderr

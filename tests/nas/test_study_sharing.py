@@ -167,6 +167,42 @@ def test_one_that_was_taken_for_dead_does_not_count_twice(
     assert slow.num_evaluations == 1
 
 
+@pytest.mark.parametrize("with_loss", [False, True])
+def test_what_a_process_had_found_out_when_it_was_killed_is_kept(
+    base: SearchProblem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_loss: bool
+) -> None:
+    """Killed between the evaluation and its last word: told by the next, or evaluated again."""
+    asked: list[str] = []
+    problem = with_log(base, asked)
+    first = SearchRun(problem, sqlite_url(tmp_path), "random", seed=0)
+    monkeypatch.setattr(first.claims, "requeue", lambda trial, reason: None)
+
+    def die(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    part = "tell" if with_loss else "_complete"
+    monkeypatch.setattr(first.study if with_loss else first, part, die)
+    with pytest.raises(KeyboardInterrupt):
+        first.step()
+    second = SearchRun(problem, sqlite_url(tmp_path), "random", seed=0)
+    second.run(2, 1e9, QUIET)
+    assert len(evaluated(second.study)) == 2
+    assert len(asked) == (2 if with_loss else 3) and len(set(asked)) == 2
+    values = {item.arch.id: item.values for item in evaluated(second.study)}
+    arch = base.space.largest()
+    metrics = base.exact_metrics(arch)
+    expected = (loss_of(arch), metrics["latency_ms"], metrics["weight_bytes"])
+    assert values[arch.id] == pytest.approx(expected)
+
+
+def with_log(base: SearchProblem, asked: list[str]) -> SearchProblem:
+    def evaluate(arch: Arch) -> float:
+        asked.append(arch.id)
+        return loss_of(arch)
+
+    return SearchProblem(base.space, base.prices, base.objectives, evaluate, seeds=base.seeds)
+
+
 def start(folder: Path, storage: str, sampler: str, num: int) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
