@@ -35,6 +35,20 @@ def add_search_options(stage: argparse.ArgumentParser) -> None:
     )
     add("--workers", type=int, metavar="N", help="processes that evaluate at the same time")
     add(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="evaluate on a Ray cluster, --workers actors (default: as many as it has room for); "
+        "ADDRESS is HOST:PORT of its head, or auto for the one this machine is a node of; without "
+        "ADDRESS Ray is started here; CONFIG goes before --ray",
+    )
+    add(
+        "--devices",
+        metavar="A,B",
+        help="optimise for these devices of the cluster: nodes that offer the resource hw:NAME",
+    )
+    add(
         "--storage",
         metavar="URL",
         help="where the study lives: postgresql://USER@HOST/DATABASE, sqlite:///FILE or "
@@ -55,11 +69,14 @@ def search_values(options: argparse.Namespace) -> dict[str, Any]:
         "search__num_evaluations": options.evals,
         "search__workers": options.workers,
         "search__storage": options.storage,
+        "ray__address": options.ray,
+        "ray__actors": options.workers if options.ray is not None else None,
+        "ray__devices": None if options.devices is None else _words(options.devices),
     }
 
 
 def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
 
 
 def _constraints(given: list[str] | None) -> list[str] | None:
@@ -69,7 +86,7 @@ def _constraints(given: list[str] | None) -> list[str] | None:
 
 
 def list_samplers(as_json: bool) -> int:
-    """Print every sampler with a line about it."""
+    """Print the name of every sampler."""
     from nas.samplers import SAMPLERS
 
     if as_json:

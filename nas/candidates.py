@@ -5,18 +5,19 @@ Letters: N candidates, G genes.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hw_profiles.latency_table import LatencyCosts, LatencyTable
+from hw_profiles.latency_table import LatencyTable
 from nas.samplers import GeneCodec
 from predictors.encodings import Gene
-from searchspace.cost import CostTable, num_params, rows_of, weight_bytes
+from searchspace.cost import CostTable, Rows, num_params, rows_of, weight_bytes
 from searchspace.errors import UserError, unknown
 from searchspace.space import SearchSpace
 from searchspace.space.canonical import Genotypes
@@ -43,12 +44,12 @@ class Constraint:
         Raises:
             UserError: when it is not of that form, or the metric is unknown.
         """
-        match = re.fullmatch(r"\s*(\w+)\s*<=?\s*([-+0-9.eE]+)\s*", text)
+        match = re.fullmatch(r"\s*([\w@.-]+)\s*<=?\s*([-+0-9.eE]+)\s*", text)
         try:
             limit = float(match[2]) if match else float("nan")
         except ValueError:
             match = None
-        if match is None:
+        if match is None or not math.isfinite(limit):
             raise UserError(
                 f"constraint {text!r} is not understood; write METRIC<=NUMBER, "
                 "such as latency_ms<=8"
@@ -59,7 +60,7 @@ class Constraint:
 
     def __str__(self) -> str:
         """Return the text `parse` reads."""
-        return f"{self.metric}<={self.limit:g}"
+        return f"{self.metric}<={self.limit:.15g}"
 
 
 def shown(value: float) -> str:
@@ -71,6 +72,18 @@ def excess_of(constraints: Sequence[Constraint], values: Floats) -> Floats:
     """Return by how much values (N, C) exceed the limits, in shares of them; kept where <= 0."""
     limits = np.array([constraint.limit for constraint in constraints])
     return (values - limits) / np.where(limits != 0, np.abs(limits), 1.0)
+
+
+class Costs(Protocol):
+    """A cost of many genotypes at once."""
+
+    def of(self, genotypes: Genotypes) -> NDArray[Any]:
+        """Return the costs of canonical genotypes (N, G), shape (N,)."""
+        ...
+
+    def total(self, rows: Rows) -> NDArray[Any]:
+        """Return the costs of their rows, shape (N,)."""
+        ...
 
 
 class Prices:
@@ -86,7 +99,7 @@ class Prices:
         self, space: SearchSpace, table: LatencyTable | None = None, workload: str = ""
     ) -> None:
         self._space = space
-        self._costs: dict[str, CostTable | LatencyCosts] = {
+        self._costs: dict[str, Costs] = {
             "weight_bytes": CostTable(space, weight_bytes),
             "params": CostTable(space, num_params),
         }

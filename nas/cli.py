@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas._assign_options import add_assign_command
+from nas._cluster_options import add_cluster_command
 from nas._profile_options import add_profile_commands, add_profile_options, join_command
 from nas._score_options import add_score_command
 from nas._search_options import (
@@ -87,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_score_command(commands)
     add_study_command(commands)
     add_assign_command(commands)
+    add_cluster_command(commands)
     _add_generate(commands)
     doctor = commands.add_parser("doctor", help="what this machine has and what that means")
     doctor.add_argument("--json", action="store_true", help="print JSON")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nas.cluster.config import RayConfig
 from nas.tasks.config import TaskConfig
 from predictors.rank_aggregation import COMBINED
 from searchspace.errors import UserError, unknown
@@ -137,7 +138,7 @@ class SearchConfig:
         workers: processes that evaluate at the same time.
 
     Raises:
-        UserError: for a number of evaluations or workers below 1.
+        UserError: for a number of evaluations or workers below 1, or a population below 2.
     """
 
     sampler: str = "predictor"
@@ -156,8 +157,9 @@ class SearchConfig:
     def __post_init__(self) -> None:
         for name in ("num_evaluations", "workers", "population"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"search.{name}={value} is below 1; choose 1 or more")
+            least = 2 if name == "population" else 1
+            if value is not None and value < least:
+                raise UserError(f"search.{name}={value} is below {least}; choose {least} or more")
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,7 @@ class ExperimentConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
@@ -250,7 +253,7 @@ class ExperimentConfig:
         Raises:
             UserError: for an unknown key or a value of the wrong type.
         """
-        return _build(cls, values, "")
+        return build_config(cls, values)
 
 
 def default_workloads(kind: str, seq_len: int, num_patches: int) -> tuple[str, ...]:
@@ -343,21 +346,32 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _build(cls: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
+def build_config(cls: type[Any], values: Mapping[str, Any], prefix: str = "") -> Any:
+    """Build a config dataclass, whose fields may be such dataclasses, from nested mappings.
+
+    Raises:
+        UserError: for an unknown key or a value of the wrong type, naming it with its `prefix`.
+    """
     hints = typing.get_type_hints(cls)
     known = {item.name for item in dataclasses.fields(cls)}
     arguments: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
             raise unknown("config key", prefix + name, [prefix + key for key in known])
-        kind = hints[name]
+        kind = _section_of(hints[name])
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping):
                 raise UserError(f"{prefix}{name} is a section, not the value {value!r}")
-            arguments[name] = _build(typing.cast(type[Any], kind), value, f"{prefix}{name}.")
+            arguments[name] = build_config(typing.cast(type[Any], kind), value, f"{prefix}{name}.")
         else:
             arguments[name] = _convert(value, kind, prefix + name)
     return cls(**arguments)
+
+
+def _section_of(kind: Any) -> Any:
+    """Return the dataclass of a section that may be left out, and anything else as it is."""
+    found = [option for option in typing.get_args(kind) if dataclasses.is_dataclass(option)]
+    return found[0] if found else kind
 
 
 def _convert(value: Any, kind: Any, name: str) -> Any:
@@ -375,6 +389,8 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
             return value
         if typing.get_origin(option) is tuple and isinstance(value, list | tuple | str):
             return (value,) if isinstance(value, str) else tuple(value)
+        if typing.get_origin(option) is Mapping and isinstance(value, Mapping):
+            return dict(value)
         if typing.get_origin(option) is typing.Literal and value in typing.get_args(option):
             return value
     if typing.get_origin(kind) is typing.Literal:

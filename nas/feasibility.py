@@ -144,7 +144,10 @@ class Feasibility:
                 break
         ends = [self._descend(row, constraints, metric) for row in rows[:NUM_DESCENTS]]
         rows = np.vstack([*ends, rows])
-        return np.asarray(rows[self._score(rows, constraints, metric).argsort(kind="stable")])
+        rows = np.asarray(rows[self._score(rows, constraints, metric).argsort(kind="stable")])
+        # What was found for some of the constraints is a start for all of them.
+        self._pool = np.vstack([self._pool, rows[:NUM_PARENTS]])
+        return rows
 
     def _children(self, parents: Genotypes) -> Genotypes:
         """Cross pairs and change a few genes."""
@@ -183,7 +186,10 @@ def feasible_start(space: SearchSpace, prices: Prices, objectives: Objectives) -
     found = search.feasible()
     if len(found):
         return found
-    blocks = "; ".join(map(str, search.blocked()))
+    blocked = search.blocked()
+    if not blocked:
+        return search.feasible()
+    blocks = "; ".join(map(str, blocked))
     nearest = ", ".join(f"{c.metric}={shown(value)}" for c, value in search.nearest())
     raise UserError(
         f"no arch of space {space.name!r} keeps {' and '.join(map(str, constraints))} on this "

@@ -18,6 +18,7 @@ from hw_profiles.process import prepare_process
 from hw_profiles.profiler import finished, profile
 from hw_profiles.workload import PHASES, Workload
 from nas.candidates import Objectives, Prices, SpaceCodec, metrics_of
+from nas.cluster.device_prices import known_metrics, objectives_for
 from nas.config import ExperimentConfig, default_workloads
 from nas.evaluation import evaluation_amount
 from nas.export import ExportSource, export_subnet
@@ -181,14 +182,20 @@ class Pipeline:
 
     @cached_property
     def prices(self) -> Prices:
-        """Exact costs of candidates."""
+        """Exact costs of candidates, on this device or those of the config."""
+        if self.config.ray.devices:
+            from nas.cluster.device_prices import DevicePrices
+            from nas.cluster.device_tables import device_tables
+
+            return DevicePrices(self.space, device_tables(self), self.workload)
         return Prices(self.space, self.table, self.workload)
 
     @cached_property
     def objectives(self) -> Objectives:
         """What is minimised, under which limits."""
-        search = self.config.search
-        return Objectives.parse(search.objectives, search.constraints, self.prices.metrics)
+        search, ray = self.config.search, self.config.ray
+        names = objectives_for(search.objectives, ray.devices, ray.goal)
+        return Objectives.parse(names, search.constraints, self.prices.metrics)
 
     @property
     def storage(self) -> str:
@@ -203,6 +210,7 @@ class Pipeline:
 
     def run(self) -> Run:
         """Run every stage."""
+        self._require_this_device("run")
         self._whole = True
         for stage in STAGES:
             getattr(self, stage)()
@@ -226,10 +234,16 @@ class Pipeline:
         phases = [Workload.parse(name).phase for name in self.config.profile.workloads]
         known = ["weight_bytes", "params", "latency_ms"]
         known += [f"{phase}_ms" for phase in phases or PHASES]
+        known = known_metrics(known, self.config.ray.devices)
         Objectives.parse(self.config.search.objectives, self.config.search.constraints, known)
 
     def profile(self) -> None:
-        """Measure the device's latency table."""
+        """Measure the latency table of this device, or those of the config's."""
+        if self.config.ray.devices:
+            from nas.cluster.search import profile_on_cluster
+
+            profile_on_cluster(self)
+            return
         self.task  # noqa: B018  (the vocabulary size is part of what is timed)
         check_feasible(self, None)
         path = self.folder.table
@@ -286,6 +300,7 @@ class Pipeline:
 
     def export(self) -> None:
         """Measure the final front and its baselines, then export subnetworks."""
+        self._require_this_device("export")
         study = open_study(self.storage, self.objectives, price=self.exact_metrics)
         codec = SpaceCodec(self.space, self.prices, self.objectives)
         items = evaluated(study)
@@ -333,6 +348,14 @@ class Pipeline:
         """Give the folder back the config that it held before this command, which is refused."""
         if self._held_before is not None:
             write_json(self.folder.config, self._held_before.to_dict())
+
+    def _require_this_device(self, stage: str) -> None:
+        if devices := self.config.ray.devices:
+            raise UserError(
+                f"this run searches for {', '.join(devices)}: `nas search` measures their fronts "
+                f"and writes device_fronts.json; for `nas {stage}` on this device give --set "
+                "ray.devices=[] and, to export some of those archs, --set export.choose=[ARCH_ID]"
+            )
 
     def _refuse_front(self, sentence: str) -> NoReturn:
         """Write a report that says so, and end; a front of other constraints must not stand."""

@@ -19,6 +19,7 @@ from nas.study import (
     nearest,
     nearest_sentence,
     search_summary,
+    weights_key,
 )
 from nas.warm_start import training_free_score
 from searchspace.arch import Arch
@@ -26,6 +27,8 @@ from searchspace.errors import UserError, unknown
 from searchspace.files import write_json
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hw_profiles.latency_table import LatencyTable
     from nas.pipeline import Pipeline
 
@@ -71,8 +74,7 @@ def search_problem(pipeline: Pipeline) -> SearchProblem:
     """Return what a run searches; training-free metrics are computed where they are not yet."""
     space, supernet, task = pipeline.space, pipeline.supernet, pipeline.task
     config = pipeline.config.search
-    amount = evaluation_amount(task, config.evaluation_tokens)
-    batches = task.evaluation_batches("validation", amount, 8)
+    batches = validation_batches(pipeline)
 
     def evaluate(arch: Arch) -> float:
         return held_out_loss(calibrated_view(supernet, arch, task), batches, task)
@@ -91,7 +93,16 @@ def search_problem(pipeline: Pipeline) -> SearchProblem:
         *uniform_networks(space).values(),
         *space.one_change_from_largest(),
     )
-    return SearchProblem(space, pipeline.prices, pipeline.objectives, evaluate, scores, seeds)
+    weights = weights_key(pipeline.folder.supernet)
+    return SearchProblem(
+        space, pipeline.prices, pipeline.objectives, evaluate, scores, seeds, weights
+    )
+
+
+def validation_batches(pipeline: Pipeline) -> list[tuple[Tensor, Tensor]]:
+    """Return the inputs and targets that candidates are judged by."""
+    amount = evaluation_amount(pipeline.task, pipeline.config.search.evaluation_tokens)
+    return pipeline.task.evaluation_batches("validation", amount, 8)
 
 
 def join_search(pipeline: Pipeline) -> SearchRun:
@@ -125,8 +136,13 @@ def search_stage(pipeline: Pipeline) -> None:
     """Search archs with the supernet's weights, and write `search.json`."""
     config = pipeline.config.search
     check_sampler(config.sampler, config.metrics)
-    check_feasible(pipeline, pipeline.table)
-    if config.workers > 1:
+    if not pipeline.config.ray.devices:
+        check_feasible(pipeline, pipeline.table)
+    if pipeline.config.ray.address:
+        from nas.cluster.search import search_on_cluster
+
+        search = search_on_cluster(pipeline, pipeline.seconds_for("search"))
+    elif config.workers > 1:
         from nas.search_workers import run_workers
 
         search = run_workers(pipeline, pipeline.seconds_for("search"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,13 +13,12 @@ from nas.candidates import Objectives, Prices, metrics_of
 from nas.config import load_config
 from nas.pipeline import Pipeline
 from nas.progress import Reporter
-from nas.study import adopt, open_study, space_key, sqlite_url, studies_at
+from nas.study import adopt, evaluations, open_study, space_key, sqlite_url, studies_at, weights_key
 from searchspace.arch import Arch
 from searchspace.errors import UserError
 from searchspace.files import read_json, temporary_name, write_json
 
 PARTS = ("task", "supernet", "latency_table.json", "metric_scores.json")
-WEIGHTS = Path("supernet", "model.safetensors")
 
 
 def merge_runs(first: Path, second: Path, out: Path, mixed_weights: bool = False) -> dict[str, Any]:
@@ -86,7 +84,7 @@ def _check_same(first: Path, second: Path, a: Pipeline, b: Pipeline, mixed_weigh
             )
     if a.config.task != b.config.task:
         raise UserError(f"{first} and {second} learn different tasks; their losses do not compare")
-    if not mixed_weights and _digest(first / WEIGHTS) != _digest(second / WEIGHTS):
+    if not mixed_weights and _weights(a) != _weights(b):
         raise UserError(
             f"the supernets of {first} and {second} differ, so their losses do not quite compare; "
             "merge runs of one supernet, or give --mixed-weights"
@@ -97,11 +95,8 @@ def _shown(value: Any) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _digest(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _weights(run: Pipeline) -> str:
+    return weights_key(run.folder.supernet)
 
 
 def _write(a: Pipeline, b: Pipeline, temporary: Path, out: Path) -> dict[str, int]:
@@ -124,13 +119,21 @@ def _merge_studies(a: Pipeline, b: Pipeline, folder: Path) -> dict[str, int]:
     prices = Prices(a.space, LatencyTable.load(a.folder.table), a.workload)
     config = a.config.search
     objectives = Objectives.parse(config.objectives, config.constraints, prices.metrics)
-    target = open_study(sqlite_url(folder), objectives, space=space_key(a.space))
+    target = open_study(
+        sqlite_url(folder), objectives, space=space_key(a.space), weights=_weights(a)
+    )
 
     def price(arch: Arch) -> Mapping[str, float]:
         return metrics_of(prices, a.space.encode(arch))
 
-    counts = []
-    for run in (a, b):
-        copied = [adopt(target, study, objectives, price) for study in studies_at(run.storage)]
-        counts.append([sum(column) for column in zip(*copied, strict=True)] or [0, 0])
-    return {"from_first": counts[0][0], "from_second": counts[1][0], "in_both": counts[1][1]}
+    copied = [
+        sum(adopt(target, study, objectives, price)[0] for study in studies_at(run.storage))
+        for run in (a, b)
+    ]
+    in_both = _arch_ids(a) & _arch_ids(b)
+    return {"from_first": copied[0], "from_second": copied[1], "in_both": len(in_both)}
+
+
+def _arch_ids(run: Pipeline) -> set[str]:
+    trials = [study.get_trials(deepcopy=False) for study in studies_at(run.storage)]
+    return {trial.user_attrs["arch_id"] for each in trials for trial in evaluations(each)}

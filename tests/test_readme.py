@@ -115,6 +115,8 @@ BENCHMARKS = {
     "joint_bits": ["--train-s", "3", "--profile-s", "5", "--evals", "8", "--seeds", "1",
                    "--tokens", "512", "--threads", "1"],
     "assignment": ["--layers", "8", "--choices", "4", "--seeds", "1"],
+    "scaling": ["--actors", "1", "--seconds", "0.1", "--evals", "3", "--calls", "5", "--simulated",
+                "2", "--simulated-seconds", "1", "--simulated-evals", "4"],
     "million_candidates": ["--preset", "decoder-tiny", "--num", "5000", "--repeats", "1"],
     "mixers": ["--mixers", "softmax", "pool", "--parts", "latency", "copy", "--rounds", "2",
                "--probe-steps", "2"],

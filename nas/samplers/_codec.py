@@ -26,6 +26,7 @@ from searchspace.errors import UserError
 IntMatrix = NDArray[np.int64]
 FloatMatrix = NDArray[np.float64]
 Params = dict[str, Any]
+CandidateFunction = Callable[[Params], Any]
 VectorFunction = Callable[[Sequence[Params]], Any]
 
 
@@ -108,31 +109,55 @@ class GeneCodec:
         return np.empty((len(matrix), 0))
 
 
+class LastCosts:
+    """Exact objectives of a codec, computed once for a matrix that is asked about repeatedly.
+
+    Args:
+        codec: the space.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self._matrix: IntMatrix | None = None
+        self._values: FloatMatrix = np.empty((0, 0))
+
+    def __call__(self, matrix: IntMatrix) -> FloatMatrix:
+        """Return them, shape (N, len(exact_indices)); the matrix must not have been changed."""
+        if matrix is not self._matrix:
+            self._values = np.asarray(self._codec.exact_objectives(matrix), dtype=np.float64)
+            self._matrix = matrix
+        return self._values
+
+
 class CallableCodec(GeneCodec):
-    """A codec from plain functions of lists of parameter dictionaries.
+    """A codec from plain functions of parameter dictionaries.
 
     Args:
         genes: one per matrix column.
-        exact_objectives: objective index -> function from params to values of shape (N,).
-        constraints: function from params to values of shape (N, k) or (N,), <= 0 where satisfied.
+        exact_objectives: objective index -> function from params to its value.
+        constraints: function from params to a value or k values, <= 0 where satisfied.
         canonicalize: sets the parameters of one candidate that do not count to a default.
-        features: function from params to extra columns, shape (N, f).
+        features: function from params to f extra columns.
+        vectorized: whether these functions, `canonicalize` apart, take a list of n dictionaries
+            and return n values or rows; the search then spends far less time in them.
     """
 
     def __init__(
         self,
         genes: Sequence[Gene],
-        exact_objectives: Mapping[int, VectorFunction] | None = None,
-        constraints: VectorFunction | None = None,
+        exact_objectives: Mapping[int, CandidateFunction | VectorFunction] | None = None,
+        constraints: CandidateFunction | VectorFunction | None = None,
         canonicalize: Callable[[Params], Params] | None = None,
-        features: VectorFunction | None = None,
+        features: CandidateFunction | VectorFunction | None = None,
+        vectorized: bool = False,
     ) -> None:
         super().__init__(genes)
-        self._exact = dict(sorted((exact_objectives or {}).items()))
+        take: Callable[[Any], VectorFunction] = (lambda f: f) if vectorized else _one_by_one
+        self._exact = {i: take(f) for i, f in sorted((exact_objectives or {}).items())}
         self.exact_indices = tuple(self._exact)
-        self._constraints = constraints
+        self._constraints = None if constraints is None else take(constraints)
         self._canonicalize = canonicalize
-        self._features = features
+        self._features = None if features is None else take(features)
 
     def canonical(self, matrix: IntMatrix) -> IntMatrix:
         """Apply the caller's `canonicalize` row by row."""
@@ -199,6 +224,10 @@ def gene_of(name: str, distribution: BaseDistribution) -> Gene:
         f"parameter {name!r} has a {type(distribution).__name__}; "
         "use a float, int or categorical distribution"
     )
+
+
+def _one_by_one(function: CandidateFunction) -> VectorFunction:
+    return lambda params: [function(one) for one in params]
 
 
 def _columns(values: Any, rows: int, what: str, width: int | None = None) -> FloatMatrix:

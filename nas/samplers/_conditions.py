@@ -7,13 +7,14 @@ it and present at all others. Letters: N trials or candidates, G genes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial
 
-from nas.samplers._codec import CallableCodec, IntMatrix, VectorFunction
+from nas.samplers._codec import CallableCodec, IntMatrix
 from predictors.encodings import Gene
 from searchspace.errors import UserError
 
@@ -25,37 +26,41 @@ class ConditionalCodec(CallableCodec):
 
     Args:
         genes: one per matrix column.
-        exact_objectives: see `CallableCodec`.
+        **functions: see `CallableCodec`.
     """
 
-    def __init__(
-        self, genes: Sequence[Gene], exact_objectives: Mapping[int, VectorFunction] | None = None
-    ) -> None:
-        super().__init__(genes, exact_objectives)
+    def __init__(self, genes: Sequence[Gene], **functions: Any) -> None:
+        super().__init__(genes, **functions)
         self._num_seen = 0
         self._rules: list[tuple[int, int, NDArray[np.bool_]]] = []
 
-    def learn(self, trials: Sequence[FrozenTrial]) -> None:
-        """Find the rules that the finished trials with parameters obey."""
+    def learn(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Find the rules that the finished trials with parameters obey; return if they changed."""
         finished = [trial.params for trial in trials if trial.state.is_finished() and trial.params]
         if len(finished) == self._num_seen:
-            return
+            return False
         self._num_seen = len(finished)
         present = np.array([[g.name in params for g in self.genes] for params in finished])
         if present.all():
-            return
+            return False
         try:
             levels = self.to_matrix(finished)
         except UserError:  # trials of another space say nothing about this one
-            return
-        self._rules = condition_rules(self.genes, levels, present)
+            return False
+        before, self._rules = self._rules, condition_rules(self.genes, levels, present)
+        return [_plain(rule) for rule in before] != [_plain(rule) for rule in self._rules]
 
     def canonical(self, matrix: IntMatrix) -> IntMatrix:
         """Set genes to 0 where the parameter would not exist."""
-        out = matrix.copy()
+        out = super().canonical(matrix).copy()
         for gene, cause, absent in self._rules:
-            out[absent[matrix[:, cause]], gene] = 0
+            out[absent[out[:, cause]], gene] = 0
         return out
+
+
+def _plain(rule: tuple[int, int, NDArray[np.bool_]]) -> tuple[int, int, list[bool]]:
+    gene, cause, absent = rule
+    return gene, cause, absent.tolist()
 
 
 def condition_rules(

@@ -7,11 +7,12 @@ own share of each choice first. Letters: N candidates, G genes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nas.samplers._codec import Codec, IntMatrix
+from nas.samplers._codec import Codec, FloatMatrix, IntMatrix
 from predictors.encodings import Gene, GeneEncoding, layer_groups
 
 _POOL = 768
@@ -118,8 +119,9 @@ def initial_design(
 ) -> IntMatrix:
     """Choose candidates that leave the prior least uncertain about the rest, shape (<=count, G).
 
-    Under the prior-scaled linear model corners come first, then what tells totals, position
-    moments and interactions apart.
+    Two corners come first, then what tells totals, position moments and interactions apart; each
+    counts by how far its exact costs are from those of the candidates before it, so that the
+    first few evaluations reach along the whole front.
 
     Args:
         codec: the space.
@@ -139,29 +141,53 @@ def initial_design(
     phi = encoding.encode(everything)
     phi = (phi - phi[len(known) :].mean(axis=0)) * encoding.prior_scale
     noise = 0.02 * float((phi**2).sum(axis=1).mean())
-    chosen: list[int] = []
     for row in range(len(known)):
         phi = _condition(phi, row, noise)
+    spread = _cost_spread(codec.exact_objectives(everything))
+    taken = list(range(len(known)))
     at_corner = np.concatenate([np.ones(len(known), bool), _corners(codec.genes, candidates)])
     for turn in range(min(count, len(candidates))):
-        variance = (phi**2).sum(axis=1)
-        if turn % 2 and not at_corner.all():
+        variance = (phi**2).sum(axis=1) * spread(taken)
+        if turn >= 2 and not at_corner.all():
             # A linear model learns most at corners; only points inside reveal that it is wrong.
             variance[at_corner] *= 1e-6
-        variance[: len(known)] = -1.0
-        variance[[len(known) + c for c in chosen]] = -1.0
+        variance[taken] = -1.0
         best = int(np.argmax(variance))
-        chosen.append(best - len(known))
+        taken.append(best)
         phi = _condition(phi, best, noise)
-    return np.asarray(candidates[chosen])
+    return np.asarray(everything[taken[len(known) :]])
+
+
+def _cost_spread(costs: FloatMatrix) -> Callable[[list[int]], FloatMatrix]:
+    """Return a function from rows to every row's distance to the nearest of them, in the costs.
+
+    Args:
+        costs: exact objectives, shape (N, k); with k = 0 all distances are 1.
+    """
+    low, high = costs.min(axis=0), costs.max(axis=0)
+    unit = (costs - low) / np.where(high > low, high - low, 1.0)
+    if not (high > low).any():
+        return lambda rows: np.ones(len(costs))
+
+    def distance(rows: list[int]) -> FloatMatrix:
+        if not rows:
+            return np.asarray(np.abs(unit - 0.5).max(axis=1))
+        return np.asarray(np.abs(unit[:, None] - unit[None, rows]).max(axis=2).min(axis=1))
+
+    return distance
 
 
 def unique_rows(levels: IntMatrix) -> IntMatrix:
     """Drop repeated rows, keeping the first of each in order."""
+    return np.asarray(levels[distinct_rows(levels)])
+
+
+def distinct_rows(levels: IntMatrix) -> NDArray[np.int64]:
+    """Return the indices of the first of each kind of row, in order."""
     if len(levels) == 0:
-        return levels
+        return np.empty(0, dtype=np.int64)
     _, first = np.unique(row_keys(levels), return_index=True)
-    return np.asarray(levels[np.sort(first)])
+    return np.sort(first)
 
 
 def row_keys(levels: IntMatrix) -> np.ndarray:

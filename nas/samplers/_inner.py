@@ -1,10 +1,11 @@
-"""Search on the predictors: scalarised coordinate descent, then evolution, then a batch.
+"""Search on the predictors: an evolving archive of predicted fronts, then a batch chosen from it.
 
 Letters: N candidates, G genes, D posterior draws, M objectives (minimised).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,15 +13,17 @@ from numpy.typing import NDArray
 
 from nas.pareto import greedy_hypervolume_subset, non_dominated, normalise
 from nas.samplers._codec import IntMatrix
-from nas.samplers._design import row_keys
+from nas.samplers._design import distinct_rows, row_keys
 from nas.samplers._model import Surrogate
+from predictors.encodings import Gene
 
 FloatArray = NDArray[np.float64]
 
 _CHUNK = 1500
-_MAX_ALTERNATIVES = 12
-_SWEEP_SHARE = 0.5
-_MAX_FRONT = 160
+_MANY_LEVELS = 12
+_LEAST_KEPT = 64
+_MOST_KEPT = {2: 1500, 3: 400, 4: 400}
+_FEWEST_BOXES = 8
 
 
 @dataclass
@@ -42,43 +45,36 @@ class Pool:
         self.num_scored += scored
         self.levels = np.vstack([self.levels, levels])
         self.values = np.concatenate([self.values, values], axis=1)
-        _, first = np.unique(row_keys(self.levels), return_index=True)
-        first.sort()
-        keep = np.zeros(len(first), dtype=bool)
-        values = self.values[:, first]
-        for sheet in values:
-            keep |= _thinned_front(sheet)
-        self.levels, self.values = self.levels[first[keep]], values[:, keep]
+        self._keep(distinct_rows(self.levels))
+        keep = np.zeros(len(self.levels), dtype=bool)
+        for sheet in self.values:
+            keep[_best_of(sheet)] = True
+        self._keep(np.flatnonzero(keep))
+
+    def _keep(self, rows: NDArray[np.int64]) -> None:
+        self.levels, self.values = self.levels[rows], self.values[:, rows]
 
 
-def search(
-    surrogate: Surrogate,
-    starts: IntMatrix,
-    budget: int,
-    rng: np.random.Generator,
-    num_weights: int = 12,
-) -> Pool:
+def search(surrogate: Surrogate, starts: IntMatrix, budget: int, rng: np.random.Generator) -> Pool:
     """Optimise the predictors and return the candidates on any predicted front.
+
+    The whole front is the population: with exact arithmetic at a microsecond a candidate, an
+    archive that forgets good points to stay small is what limits the search, not the operators.
 
     Args:
         surrogate: fitted predictors.
         starts: good and varied candidates to start from, shape (N, G).
         budget: how many candidates to score.
         rng: generator.
-        num_weights: scalarisation directions per predicted function.
+
+    Source: Laumanns et al., "Combining convergence and diversity in evolutionary multiobjective
+        optimization" (2002), for archives that neither shrink nor wander.
     """
-    pool = _score(surrogate, starts)
-    if pool is None:
-        return Pool(starts[:0], np.empty((1, 0, len(surrogate.signs))))
-    swept = _coordinate_descent(surrogate, pool, int(budget * _SWEEP_SHARE), rng, num_weights)
-    while swept.num_scored < budget:
-        children = _children(surrogate, swept.levels, _CHUNK, rng)
-        scored = _score(surrogate, children)
-        if scored is None:
-            swept.num_scored += len(children)
-            continue
-        swept.merge(scored.levels, scored.values, len(children))
-    return swept
+    pool = Pool(starts[:0], np.empty((1 + surrogate.num_draws, 0, len(surrogate.signs))))
+    _score(surrogate, starts, pool)
+    while pool.num_scored < budget and len(pool.levels):
+        _score(surrogate, _children(surrogate, pool, _CHUNK, rng), pool)
+    return pool
 
 
 def choose_batch(
@@ -88,7 +84,7 @@ def choose_batch(
     known: set[bytes],
     rng: np.random.Generator,
 ) -> IntMatrix:
-    """Pick a batch by greedy predicted hypervolume gain, every second pick from a draw.
+    """Pick a batch by greedy predicted hypervolume gain; where none is left, by a lucky draw.
 
     Args:
         pool: scored candidates.
@@ -106,9 +102,8 @@ def choose_batch(
     have = normalise(front, ideal, nadir) if len(front) else np.empty((0, values.shape[2]))
     reference = np.full(values.shape[2], 1.1)
     picked: list[int] = []
-    for turn in range(min(batch_size, len(levels))):
-        sheet = 0 if turn % 2 == 0 or len(units) == 1 else 1 + (turn // 2) % (len(units) - 1)
-        row = _best_gain(have, units[sheet], picked, reference)
+    for _ in range(min(batch_size, len(levels))):
+        row = _best_gain(have, units[0], picked, reference)
         if row is None:
             row = _most_promising(have, units, picked, rng)
         picked.append(row)
@@ -140,89 +135,44 @@ def _most_promising(
     return int(np.argmax(lead))
 
 
-def _score(surrogate: Surrogate, levels: IntMatrix) -> Pool | None:
-    """Predict the feasible ones; None if there is none."""
+def _score(surrogate: Surrogate, levels: IntMatrix, pool: Pool) -> None:
+    """Predict the feasible ones into the pool."""
     feasible = levels[surrogate.violation(levels) <= 0]
-    if len(feasible) == 0:
-        return None
-    return Pool(feasible, surrogate.predict(feasible), len(levels))
+    values = surrogate.predict(feasible) if len(feasible) else pool.values[:, :0]
+    pool.merge(feasible, values, len(levels))
 
 
-def _coordinate_descent(
-    surrogate: Surrogate, pool: Pool, budget: int, rng: np.random.Generator, num_weights: int
-) -> Pool:
-    """Improve one incumbent per (predicted function, weight vector), gene by gene.
-
-    Source: Steuer and Choo (1983), the augmented Chebyshev scalarisation.
-    """
-    num_sheets, _, num_objectives = pool.values.shape
-    num_weights = 1 if num_objectives == 1 else num_weights
-    ideal, nadir = _scale(pool.values[0][non_dominated(pool.values[0])])
-    # A utopia point a little beyond the ideal keeps the ends of the front apart.
-    utopia = ideal - 0.05 * np.where(nadir > ideal, nadir - ideal, 1.0)
-    weights = _weights(num_weights * num_sheets, num_objectives, rng)
-    sheet = np.repeat(np.arange(num_sheets), num_weights)
-    owner = np.arange(len(sheet))
-
-    def cost(values: FloatArray, of: NDArray[np.int64]) -> FloatArray:
-        """Scalar cost of candidates: values (1 + D, N, M), `of` their incumbent, shape (N,)."""
-        unit = normalise(values[sheet[of], np.arange(len(of))], utopia, nadir)
-        weighted = weights[of] * unit
-        return np.asarray(weighted.max(axis=1) + 0.1 * weighted.sum(axis=1))
-
-    start = np.array([np.argmin(cost(pool.values, np.full(len(pool.levels), o))) for o in owner])
-    best_levels = pool.levels[start].copy()
-    best_cost = np.array(
-        [cost(pool.values[:, [s]], np.array([o]))[0] for o, s in zip(owner, start, strict=True)]
-    )
-    spent = 0
-    result = Pool(pool.levels, pool.values)
-    result.merge(pool.levels[:0], pool.values[:, :0], pool.num_scored)
-    improved = True
-    while improved and spent < budget:
-        improved = False
-        for gene in rng.permutation(len(surrogate.codec.genes)):
-            children, of = _alternatives(surrogate, best_levels, int(gene), rng)
-            if len(children) == 0 or spent >= budget:
-                continue
-            spent += len(children)
-            feasible = surrogate.violation(children) <= 0
-            children, of = children[feasible], of[feasible]
-            if len(children) == 0:
-                continue
-            values = surrogate.predict(children)
-            costs = cost(values, of)
-            for row in np.argsort(-costs):
-                incumbent = of[row]
-                if costs[row] < best_cost[incumbent] - 1e-9:
-                    best_cost[incumbent] = costs[row]
-                    best_levels[incumbent] = children[row]
-                    improved = True
-    final = _score(surrogate, best_levels)
-    if final is not None:
-        result.merge(final.levels, final.values, 0)
-    result.num_scored += spent
-    return result
+def _children(surrogate: Surrogate, pool: Pool, count: int, rng: np.random.Generator) -> IntMatrix:
+    """Cross neighbours along a front, uniformly or at one point, and change a few genes."""
+    num_genes = pool.levels.shape[1]
+    sheet, objective = rng.integers(0, [len(pool.values), pool.values.shape[2]])
+    parents = pool.levels[np.argsort(pool.values[sheet, :, objective], kind="stable")]
+    reach = max(1, len(parents) // 8)
+    first = rng.integers(0, len(parents), count)
+    away = rng.integers(1, reach + 1, count) * rng.choice([-1, 1], count)
+    a, b = parents[first], parents[np.clip(first + away, 0, len(parents) - 1)]
+    uniform = rng.random((count, num_genes)) < 0.5
+    one_point = np.arange(num_genes) < rng.integers(0, num_genes + 1, (count, 1))
+    from_a = np.where(rng.random((count, 1)) < 0.5, uniform, one_point)
+    from_a |= rng.random((count, 1)) < 0.3
+    children = np.where(from_a, a, b)
+    rate = rng.choice([0.5, 1.0, 2.0, 4.0], (count, 1)) / num_genes
+    changed = rng.random((count, num_genes)) < rate
+    fresh = _changed(surrogate.codec.genes, children, rng)
+    return surrogate.codec.canonical(np.where(changed, fresh, children))
 
 
-def _alternatives(
-    surrogate: Surrogate, incumbents: IntMatrix, gene: int, rng: np.random.Generator
-) -> tuple[IntMatrix, NDArray[np.int64]]:
-    """Every incumbent with every other level of one gene (a sample when there are many)."""
-    num_levels = surrogate.codec.genes[gene].num_levels
-    count = len(incumbents)
-    if num_levels <= _MAX_ALTERNATIVES:
-        shift = np.tile(np.arange(1, num_levels), count)
-        owner = np.repeat(np.arange(count), num_levels - 1)
-        options = (incumbents[owner, gene] + shift) % num_levels
-    else:
-        owner = np.repeat(np.arange(count), 6)
-        options = _moved(incumbents[owner, gene], num_levels, rng)
-    children = incumbents[owner].copy()
-    children[:, gene] = options
-    children = surrogate.codec.canonical(children)
-    changed = (children != incumbents[owner]).any(axis=1)
-    return children[changed], owner[changed]
+def _changed(genes: Sequence[Gene], levels: IntMatrix, rng: np.random.Generator) -> IntMatrix:
+    """Another level for every gene: any, or for half the rows a neighbour where there is order."""
+    limits = np.array([gene.num_levels for gene in genes])
+    ordered = np.array([gene.numeric_values is not None for gene in genes])
+    anywhere = (rng.random(levels.shape) * limits).astype(np.int64)
+    step = np.clip(levels + rng.choice([-1, 1], levels.shape), 0, limits - 1)
+    out = np.where(ordered & (rng.random((len(levels), 1)) < 0.5), step, anywhere)
+    for column in np.flatnonzero(limits > _MANY_LEVELS):
+        near = rng.random(len(levels)) < 0.7
+        out[near, column] = _moved(levels[near, column], int(limits[column]), rng)
+    return np.asarray(out)
 
 
 def _moved(levels: IntMatrix, num_levels: int, rng: np.random.Generator) -> IntMatrix:
@@ -232,52 +182,39 @@ def _moved(levels: IntMatrix, num_levels: int, rng: np.random.Generator) -> IntM
     return np.asarray(np.clip(moved, 0, num_levels - 1), dtype=np.int64)
 
 
-def _children(
-    surrogate: Surrogate, parents: IntMatrix, count: int, rng: np.random.Generator
-) -> IntMatrix:
-    """Uniform or one-point crossover of neighbours, then one to three changed genes."""
-    genes = surrogate.codec.genes
-    num_genes = len(genes)
-    a = parents[rng.integers(0, len(parents), count)]
-    b = parents[rng.integers(0, len(parents), count)]
-    uniform = rng.random((count, num_genes)) < 0.5
-    one_point = np.arange(num_genes) < rng.integers(0, num_genes + 1, (count, 1))
-    mixing = np.where(rng.random((count, 1)) < 0.5, uniform, one_point)
-    mixing |= rng.random((count, 1)) < 0.4
-    children = np.where(mixing, a, b)
-    rate = rng.choice([1.0, 2.0, 4.0], (count, 1)) / num_genes
-    mutate = rng.random((count, num_genes)) < rate
-    limits = np.array([gene.num_levels for gene in genes])
-    fresh = (rng.random((count, num_genes)) * limits).astype(np.int64)
-    for column in np.flatnonzero(limits > _MAX_ALTERNATIVES):
-        local = _moved(children[:, column], int(limits[column]), rng)
-        fresh[:, column] = np.where(rng.random(count) < 0.7, local, fresh[:, column])
-    return surrogate.codec.canonical(np.where(mutate, fresh, children))
+def _best_of(values: FloatArray) -> NDArray[np.int64]:
+    """Rows worth keeping of one sheet: its front, and where that is small the next ones."""
+    if values.shape[1] == 1:
+        return np.argsort(values[:, 0], kind="stable")[:_LEAST_KEPT]
+    kept = np.flatnonzero(non_dominated(values))
+    most = _MOST_KEPT[min(values.shape[1], 4)]
+    if len(kept) > most:
+        return _thinned(values, kept, most)
+    rest = np.setdiff1d(np.arange(len(values)), kept)
+    while len(kept) < min(_LEAST_KEPT, len(values)):
+        layer = rest[non_dominated(values[rest])]
+        if len(layer) == 0:
+            break
+        kept = np.concatenate([kept, layer[: _LEAST_KEPT - len(kept)]])
+        rest = np.setdiff1d(rest, layer)
+    return kept
 
 
-def _thinned_front(values: FloatArray) -> NDArray[np.bool_]:
-    """Mask of the front; the crowded part of a very large one is thinned evenly."""
-    mask = non_dominated(values)
-    rows = np.flatnonzero(mask)
-    if len(rows) > _MAX_FRONT:
-        order = rows[np.lexsort(values[rows].T[::-1])]
-        mask[:] = False
-        mask[order[np.linspace(0, len(order) - 1, _MAX_FRONT).astype(int)]] = True
-        mask[rows[values[rows].argmin(axis=0)]] = True
-    return mask
+def _thinned(values: FloatArray, rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """One point per box of a grid over the front, the nearest to its lower corner."""
+    ideal, nadir = _scale(values[rows])
+    unit = normalise(values[rows], ideal, nadir)
+    per_side = float(most)
+    while True:
+        boxes = np.floor(unit * per_side).astype(np.int64)
+        order = np.argsort((unit * per_side - boxes).sum(axis=1), kind="stable")
+        first = order[distinct_rows(boxes[order])]
+        if len(first) <= most or per_side <= _FEWEST_BOXES:
+            ends = unit.argmin(axis=0)
+            return rows[np.union1d(first, ends)]
+        per_side *= 0.8
 
 
 def _scale(values: FloatArray) -> tuple[FloatArray, FloatArray]:
     front = values[non_dominated(values)]
     return front.min(axis=0), front.max(axis=0)
-
-
-def _weights(count: int, num_objectives: int, rng: np.random.Generator) -> FloatArray:
-    """Weight vectors spread over the simplex, shape (count, num_objectives)."""
-    if num_objectives == 1:
-        return np.ones((count, 1))
-    if num_objectives == 2:
-        first = (np.arange(count) + rng.random()) % count / count
-        first = np.clip(rng.permutation(first), 0.01, 0.99)
-        return np.stack([first, 1.0 - first], axis=1)
-    return np.maximum(rng.dirichlet(np.ones(num_objectives), count), 0.01)

@@ -21,7 +21,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.samplers._archive import PROPOSAL_KEY, Archive
-from nas.samplers._codec import Codec, IntMatrix, VectorFunction, gene_of
+from nas.samplers._codec import CandidateFunction, Codec, IntMatrix, VectorFunction, gene_of
 from nas.samplers._conditions import ConditionalCodec
 from nas.samplers._design import row_keys, total_violation
 from searchspace.errors import UserError
@@ -76,8 +76,9 @@ class LevelSampler(BaseSampler):
         search_space: parameter name -> distribution, where known ahead; otherwise the parameters
             that completed trials had.
         codec: the space in vectorised form; stands in for the next one.
-        exact_objectives: objective index -> function from a list of parameter dictionaries to
-            values, shape (n,), for samplers that use them.
+        exact_objectives: objective index -> function from a dictionary of parameters to the value,
+            for samplers that use them.
+        vectorized: whether these functions take a list of n dictionaries and return n values.
 
     Raises:
         UserError: for a codec given together with what it stands in for.
@@ -89,7 +90,8 @@ class LevelSampler(BaseSampler):
         seed: int | None = None,
         search_space: Mapping[str, BaseDistribution] | None = None,
         codec: Codec | None = None,
-        exact_objectives: Mapping[int, VectorFunction] | None = None,
+        exact_objectives: Mapping[int, CandidateFunction | VectorFunction] | None = None,
+        vectorized: bool = False,
     ) -> None:
         if codec is not None and exact_objectives is not None:
             raise UserError(
@@ -98,7 +100,8 @@ class LevelSampler(BaseSampler):
             )
         self._seed = fresh_seed() if seed is None else seed
         self._search_space = None if search_space is None else dict(search_space)
-        self._codec, self._exact_objectives = codec, exact_objectives
+        self._codec = codec
+        self._functions = {"exact_objectives": exact_objectives, "vectorized": vectorized}
         self._rounds: _Rounds | None = None
 
     @abstractmethod
@@ -157,7 +160,7 @@ class LevelSampler(BaseSampler):
         key = (study.study_name, tuple(study.directions), tuple(search_space.items()))
         if self._rounds is None or self._rounds.key != key:
             codec = self._codec or ConditionalCodec(
-                [gene_of(*item) for item in search_space.items()], self._exact_objectives
+                [gene_of(*item) for item in search_space.items()], **self._functions
             )
             signs = np.array(
                 [-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in study.directions]

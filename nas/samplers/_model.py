@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.samplers._codec import Codec, IntMatrix
+from nas.samplers._codec import Codec, IntMatrix, LastCosts
 from predictors.encodings import GeneEncoding
 from predictors.models.prior_ridge import PriorRidge
 
@@ -23,13 +23,17 @@ class Surrogate:
     Args:
         codec: the space with its exact objectives.
         encoding: features with prior scales.
+        costs: the codec's exact objectives.
         signs: +1 per minimised objective, -1 per maximised one, shape (M,).
     """
 
-    def __init__(self, codec: Codec, encoding: GeneEncoding, signs: FloatArray) -> None:
+    def __init__(
+        self, codec: Codec, encoding: GeneEncoding, costs: LastCosts, signs: FloatArray
+    ) -> None:
         self.codec = codec
         self.encoding = encoding
         self.signs = signs
+        self._costs = costs
         self._exact = list(codec.exact_indices)
         self._predicted = [m for m in range(len(signs)) if m not in self._exact]
         self._regressors = {m: self._new_regressor() for m in self._predicted}
@@ -69,10 +73,14 @@ class Surrogate:
             fixed[:, self._exact] = self._exact_minimised(levels)
         return fixed
 
+    @property
+    def num_draws(self) -> int:
+        """Number of functions D drawn at the last fit."""
+        return next((len(draws) for draws in self._draws.values()), 0)
+
     def predict(self, levels: IntMatrix) -> FloatArray:
         """Return predictions, shape (1 + D, N, M): the mean, then the draws."""
-        num = 1 + next((len(d) for d in self._draws.values()), 0)
-        out = np.empty((num, len(levels), len(self.signs)))
+        out = np.empty((1 + self.num_draws, len(levels), len(self.signs)))
         if self._exact:
             out[:, :, self._exact] = self._exact_minimised(levels)
         if self._predicted:
@@ -109,8 +117,7 @@ class Surrogate:
         return np.asarray(np.where(np.isnan(exact), np.inf, np.maximum(exact, 0.0)).sum(axis=1))
 
     def _exact_minimised(self, levels: IntMatrix) -> FloatArray:
-        values = np.asarray(self.codec.exact_objectives(levels), dtype=np.float64)
-        return np.asarray(values * self.signs[self._exact])
+        return np.asarray(self._costs(levels) * self.signs[self._exact])
 
     def _new_regressor(self) -> PriorRidge:
         groups: Sequence[str] = self.encoding.groups

@@ -10,7 +10,8 @@ from optuna.trial import FrozenTrial
 
 from nas.pareto import non_dominated
 from nas.samplers._archive import Archive
-from nas.samplers._codec import Codec, IntMatrix, Params
+from nas.samplers._codec import Codec, IntMatrix, LastCosts, Params
+from nas.samplers._conditions import ConditionalCodec
 from nas.samplers._design import feasible_pool, initial_design, row_keys, unique_rows
 from nas.samplers._inner import choose_batch, search
 from nas.samplers._model import Surrogate
@@ -19,6 +20,7 @@ from predictors.encodings import GeneEncoding
 FloatArray = NDArray[np.float64]
 
 _NUM_DRAWS = 4
+_LEAST_CANDIDATES = 25_000
 _FRESH_STARTS = 384
 _MAX_STARTS = 768
 
@@ -57,10 +59,10 @@ class Proposer:
         rng = np.random.default_rng([seed, 0])
         self._reference = feasible_pool(codec, 768, rng)
         self._seeds = self._seed_rows(seed_params)
-        encoding = GeneEncoding(
-            codec.genes, _extra_columns(codec, self._reference), self._reference
-        )
-        self._surrogate = Surrogate(codec, encoding, signs)
+        costs = LastCosts(codec)
+        extra = _extra_columns(codec, costs, self._reference)
+        encoding = GeneEncoding(codec.genes, extra, self._reference)
+        self._surrogate = Surrogate(codec, encoding, costs, signs)
         self._design: IntMatrix | None = None
 
     def propose(self, number: int, trials: Callable[[], Sequence[FrozenTrial]]) -> IntMatrix:
@@ -71,20 +73,31 @@ class Proposer:
             trials: reads the study's trials; called again after a slow fit, so that what other
                 workers took meanwhile is seen.
         """
-        archive = self._archive
-        archive.update([t for t in trials() if t.number != number])
+        self._read(number, trials)
         row = self._next_of_design(number)
         if row is None:
             row = self._next_of_queue()
         if row is None:
             rng = np.random.default_rng([self.seed, 1, number])
             self._refill(rng)
-            archive.update([t for t in trials() if t.number != number])
+            self._read(number, trials)
             row = self._next_of_queue()
             if row is None:
                 row = self._fallback(rng)
-        archive.add_pending(number, row)
+        self._archive.add_pending(number, row)
         return row
+
+    def _read(self, number: int, trials: Callable[[], Sequence[FrozenTrial]]) -> None:
+        """Take in the study's trials but one; where they show new conditions, all anew."""
+        others = [trial for trial in trials() if trial.number != number]
+        if isinstance(self.codec, ConditionalCodec) and self.codec.learn(others):
+            self._archive = Archive(self.codec, self._signs)
+            self._reference = unique_rows(self.codec.canonical(self._reference))
+            self._seeds = unique_rows(self.codec.canonical(self._seeds))
+            self._pool = unique_rows(self.codec.canonical(self._pool))
+            self._design = None
+            self._queue.clear()
+        self._archive.update(others)
 
     def _next_of_design(self, number: int) -> IntMatrix | None:
         """Seeds first, then the design, unless that many are evaluated or under way already."""
@@ -133,7 +146,7 @@ class Proposer:
         front = feasible.copy()
         front[feasible] = non_dominated(objectives[feasible])
         starts = self._starts(levels[front], rng)
-        pool = search(surrogate, starts, self._sizes[2], rng)
+        pool = search(surrogate, starts, self._num_candidates(), rng)
         if len(pool.levels) == 0:
             return
         self._pool = pool.levels
@@ -149,7 +162,13 @@ class Proposer:
 
     def _batch_size(self) -> int:
         """Small batches while every label changes the model, the full size later."""
-        return min(self._sizes[1], max(2, self._archive.num_evaluated // 8))
+        return min(self._sizes[1], max(1, self._archive.num_evaluated // 16))
+
+    def _num_candidates(self) -> int:
+        """As many per evaluation for a small batch as for a full one, but enough for a front."""
+        _, batch_size, num_candidates = self._sizes
+        share = num_candidates * self._batch_size() // batch_size
+        return min(num_candidates, max(_LEAST_CANDIDATES, share))
 
     def _current_front(self, objectives: FloatArray) -> FloatArray:
         """Evaluated values and, for candidates under way, the predicted ones."""
@@ -180,16 +199,18 @@ class Proposer:
         return unique_rows(self.codec.canonical(self.codec.to_matrix(seed_params)))
 
 
-def _extra_columns(codec: Codec, reference: IntMatrix) -> Callable[[IntMatrix], FloatArray] | None:
+def _extra_columns(
+    codec: Codec, costs: LastCosts, reference: IntMatrix
+) -> Callable[[IntMatrix], FloatArray] | None:
     """The caller's features and the exact objectives, logged where they are positive."""
-    exact = codec.exact_objectives(reference)
+    exact = costs(reference)
     extra = codec.features(reference)
     if exact.shape[1] + extra.shape[1] == 0:
         return None
     positive = (exact > 0).all(axis=0)
 
     def columns(levels: IntMatrix) -> FloatArray:
-        values = codec.exact_objectives(levels)
+        values = costs(levels)
         logged = np.log(np.maximum(values, 1e-300))
         return np.hstack([np.where(positive, logged, values), codec.features(levels)])
 

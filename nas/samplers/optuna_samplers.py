@@ -47,6 +47,11 @@ class ResumableSampler(BaseSampler):
         self._seed = fresh_seed()
         self._inner = None
 
+    def begin(self) -> None:
+        """Make the inner sampler now, so that a saved state can be put into it."""
+        if self._inner is None:
+            self._inner = self._make(self._seed)
+
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:

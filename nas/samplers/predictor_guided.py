@@ -13,7 +13,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.samplers._archive import PROPOSAL_KEY
-from nas.samplers._codec import CallableCodec, Codec, Params, VectorFunction, gene_of
+from nas.samplers._codec import CandidateFunction, Codec, Params, VectorFunction, gene_of
+from nas.samplers._conditions import ConditionalCodec
 from nas.samplers._proposer import Proposer
 from searchspace.errors import UserError
 
@@ -32,19 +33,21 @@ class PredictorGuidedSampler(BaseSampler):
     Args:
         seed: seed of everything random; None draws one.
         search_space: parameter name -> distribution, known ahead.
-        codec: the space in vectorised form; stands in for the next four.
-        exact_objectives: objective index -> function from a list of parameter dictionaries to
-            values, shape (n,), in the unit and direction told to the study. Computed, not
-            predicted.
-        constraints: function from a list of dictionaries to shape (n, k), satisfied where <= 0.
+        codec: the space in vectorised form; stands in for the next five.
+        exact_objectives: objective index -> function from a dictionary of parameters to the value,
+            in the unit and direction told to the study. Computed, not predicted.
+        constraints: function from such a dictionary to a value or k values, satisfied where <= 0.
             Cheap and exact: no evaluation is spent on a violating candidate unless none is found.
         canonicalize: sets the parameters that do not count to a default. Candidates with equal
             canonical form are the same and never proposed twice.
-        features: function from a list of dictionaries to extra predictor columns, shape (n, f).
+        features: function from such a dictionary to f extra predictor columns.
+        vectorized: whether these functions, `canonicalize` apart, take a list of n dictionaries
+            and return n values or rows: 100,000 candidates are asked about per batch.
         seed_params: candidates to evaluate first.
         num_initial: size of the structured design before the first fit.
         batch_size: candidates chosen per fit.
-        num_candidates: candidates scored on the predictors per fit.
+        num_candidates: candidates scored on the predictors for a full batch; for a smaller one
+            in proportion.
 
     Raises:
         UserError: for sizes below 1, or a codec given together with what it stands in for.
@@ -56,18 +59,24 @@ class PredictorGuidedSampler(BaseSampler):
         seed: int | None = None,
         search_space: Mapping[str, BaseDistribution] | None = None,
         codec: Codec | None = None,
-        exact_objectives: Mapping[int, VectorFunction] | None = None,
-        constraints: VectorFunction | None = None,
+        exact_objectives: Mapping[int, CandidateFunction | VectorFunction] | None = None,
+        constraints: CandidateFunction | VectorFunction | None = None,
         canonicalize: Callable[[Params], Params] | None = None,
-        features: VectorFunction | None = None,
+        features: CandidateFunction | VectorFunction | None = None,
+        vectorized: bool = False,
         seed_params: Sequence[Params] = (),
-        num_initial: int = 12,
+        num_initial: int = 8,
         batch_size: int = 8,
-        num_candidates: int = 20_000,
+        num_candidates: int = 100_000,
     ) -> None:
         _check_sizes(num_initial=num_initial, batch_size=batch_size, num_candidates=num_candidates)
-        callables = (exact_objectives, constraints, canonicalize, features)
-        if codec is not None and any(c is not None for c in callables):
+        functions = {
+            "exact_objectives": exact_objectives,
+            "constraints": constraints,
+            "canonicalize": canonicalize,
+            "features": features,
+        }
+        if codec is not None and any(f is not None for f in functions.values()):
             raise UserError(
                 "codec was given together with exact_objectives, constraints, canonicalize or "
                 "features; the codec stands in for them, so give one or the other"
@@ -75,7 +84,7 @@ class PredictorGuidedSampler(BaseSampler):
         self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         self._search_space = None if search_space is None else dict(search_space)
         self._codec = codec
-        self._callables = callables
+        self._functions = {**functions, "vectorized": vectorized}
         self._seed_params = [dict(p) for p in seed_params]
         self._sizes = (num_initial, batch_size, num_candidates)
         self._independent = RandomSampler(seed=self._seed)
@@ -175,8 +184,7 @@ class PredictorGuidedSampler(BaseSampler):
                 )
             return self._codec
         genes = [gene_of(name, distribution) for name, distribution in search_space.items()]
-        exact, constraints, canonicalize, features = self._callables
-        return CallableCodec(genes, exact, constraints, canonicalize, features)
+        return ConditionalCodec(genes, **self._functions)
 
 
 def _check_sizes(**sizes: int) -> None:

@@ -15,8 +15,8 @@ from nas.study.archive import (
     search_summary,
     snapshot,
 )
-from nas.study.generations import adopt, open_study, studies_at
-from nas.study.problem import SearchProblem, distributions, space_key
+from nas.study.generations import adopt, evaluations, open_study, studies_at
+from nas.study.problem import SearchProblem, distributions, space_key, weights_key
 from nas.study.search_run import SearchRun
 from nas.study.storage import STUDY_NAME, check_storage, open_storage, shared_storage, sqlite_url
 
@@ -30,6 +30,7 @@ __all__ = [
     "check_storage",
     "distributions",
     "evaluated",
+    "evaluations",
     "nearest",
     "nearest_sentence",
     "open_storage",
@@ -41,4 +42,5 @@ __all__ = [
     "space_key",
     "sqlite_url",
     "studies_at",
+    "weights_key",
 ]

@@ -24,6 +24,8 @@ from nas.study.owners import Watch
 
 ARCH_ID = "arch_id"
 CLAIMED = "claimed"
+LATE = "told_late"
+"""On a trial whose loss another process found on it: when it ended says nothing."""
 QUEUED = "queued_arch_id"
 POLL_S = 0.05
 
@@ -106,14 +108,19 @@ class Claims:
 
         One whose loss is there already only has to be told. Otherwise the candidate is queued
         first: a kill in between at worst queues it twice, and the second time it is known.
+        One that has ended meanwhile is left alone.
         """
+        if trial.state.is_finished():
+            return
         if LOSS in trial.user_attrs and self._tell(trial):
             return
-        arch_id = trial.user_attrs.get(ARCH_ID)
-        if arch_id is not None:
+        # One that was taken from the queue a moment before its process was killed says so itself.
+        arch_id = trial.user_attrs.get(ARCH_ID, trial.user_attrs.get(QUEUED))
+        params = trial.system_attrs.get("fixed_params", {}) | trial.params
+        if arch_id is not None and params:
             waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             if all(other.user_attrs.get(QUEUED) != arch_id for other in waiting):
-                self._study.enqueue_trial(trial.params, {QUEUED: arch_id})
+                self._study.enqueue_trial(params, {QUEUED: arch_id})
             reason += "; queued again"
         self.end(trial._trial_id, f"{INTERRUPTED}: {reason}")
 
@@ -131,6 +138,7 @@ class Claims:
             return False
         values = [float(metrics[name]) for name in names]
         with contextlib.suppress(UpdateFinishedTrialError):
+            self._set(trial._trial_id, LATE, True)
             self._study._storage.set_trial_state_values(
                 trial._trial_id, TrialState.COMPLETE, values
             )

@@ -16,21 +16,22 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.candidates import Objectives
+from nas.study._same import check_costs, check_same, describe
 from nas.study.storage import (
     cannot_open,
     is_of_the_database,
     open_storage,
     split_storage,
-    without_password,
 )
 from searchspace.arch import Arch
 from searchspace.errors import UserError
 
 PROBLEM = "problem"
-SPACE = "space"
 LOSS = "loss"
 INTERRUPTED = "interrupted"
 """How the reason begins of a trial that ended before its evaluation did."""
+
+SUCCESS_AFTER_FAILURE = (TrialState.FAIL, TrialState.COMPLETE)
 
 Price = Callable[[Arch], Mapping[str, float]]
 
@@ -41,6 +42,7 @@ def open_study(
     sampler: Any = None,
     *,
     space: str = "",
+    weights: str = "",
     price: Price | None = None,
 ) -> Study:
     """Create or reopen the study of these objectives and constraints.
@@ -53,14 +55,18 @@ def open_study(
         objectives: what is minimised, under which limits.
         sampler: an Optuna sampler.
         space: says which space the archs are of, see `space_key`; empty for any.
+        weights: says which supernet the losses are of, see `weights_key`; empty for any.
         price: the exact costs of an arch, for objectives that a trial does not hold.
 
     Raises:
-        UserError: when the storage cannot be opened, or holds archs of another space.
+        UserError: when the storage cannot be opened, or holds archs of another space, losses of
+            other weights, or other costs of the same arch.
     """
     url, name = split_storage(storage)
     backend = open_storage(url)
     try:
+        others = _studies_in(backend, name)
+        check_same(others, url, space, weights)
         study = optuna.create_study(
             study_name=_name_of(backend, name, objectives),
             storage=backend,
@@ -68,11 +74,12 @@ def open_study(
             directions=["minimize"] * len(objectives.names),
             load_if_exists=True,
         )
-        _describe(study, objectives, space, url)
-        for other in names_in(backend, name):
-            if other != study.study_name:
-                source = optuna.load_study(study_name=other, storage=backend)
-                adopt(study, source, objectives, price)
+        _describe(study, objectives)
+        describe(study, space, weights)
+        _check_costs(study, url, objectives, price)
+        for other in others:
+            if other.study_name != study.study_name:
+                adopt(study, other, objectives, price)
     except Exception as error:
         if is_of_the_database(error):
             raise cannot_open(url, error) from error
@@ -93,8 +100,12 @@ def studies_at(storage: str) -> list[Study]:
         UserError: when the storage cannot be opened.
     """
     url, name = split_storage(storage)
-    backend = open_storage(url)
-    return [optuna.load_study(study_name=n, storage=backend) for n in names_in(backend, name)]
+    return _studies_in(open_storage(url), name)
+
+
+def _studies_in(backend: optuna.storages.BaseStorage, name: str) -> list[Study]:
+    found = names_in(backend, name)
+    return [optuna.load_study(study_name=item, storage=backend) for item in found]
 
 
 def adopt(
@@ -102,8 +113,8 @@ def adopt(
 ) -> tuple[int, int]:
     """Copy what another study has evaluated, with the values of these objectives.
 
-    Failed evaluations keep their reason. Archs that the study has already are left out, so doing
-    it again changes nothing.
+    Failed evaluations keep their reason. Archs that the study has already are left out, but for
+    successes where it has a failure; so doing it again changes nothing.
 
     Args:
         study: gets the trials.
@@ -117,14 +128,15 @@ def adopt(
     Raises:
         UserError: when a trial lacks an objective and `price` is not given.
     """
-    known = {t.user_attrs["arch_id"] for t in evaluations(study.get_trials(deepcopy=False))}
-    before = len(known)
-    found = 0
+    present = evaluations(study.get_trials(deepcopy=False))
+    known = {trial.user_attrs["arch_id"]: trial.state for trial in present}
+    before, found = len(known), 0
     for trial in evaluations(source.get_trials(deepcopy=False)):
         found += 1
-        arch_id = trial.user_attrs["arch_id"]
-        if arch_id not in known:
-            known.add(arch_id)
+        state = known.setdefault(trial.user_attrs["arch_id"], TrialState.WAITING)
+        # A success is worth more than a failure of the same arch, maybe for lack of memory.
+        if state == TrialState.WAITING or (state, trial.state) == SUCCESS_AFTER_FAILURE:
+            known[trial.user_attrs["arch_id"]] = trial.state
             study.add_trial(_translated(trial, objectives, price))
     copied = len(known) - before
     return copied, found - copied
@@ -162,8 +174,7 @@ def _translated(trial: FrozenTrial, objectives: Objectives, price: Price | None)
     parts: dict[str, Any] = {"state": trial.state}
     if trial.state == TrialState.COMPLETE:
         metrics["loss"] = attrs["loss"]
-        needed = {*objectives.names, *(c.metric for c in objectives.constraints)}
-        if lacking := sorted(needed - set(metrics)):
+        if lacking := sorted(_needed(objectives) - set(metrics)):
             raise UserError(
                 f"the evaluation of arch {attrs['arch_id']} holds no {lacking[0]}; run `nas "
                 "search` with these objectives first"
@@ -191,33 +202,34 @@ def _name_of(backend: optuna.storages.BaseStorage, name: str, objectives: Object
         return name
     first = optuna.load_study(study_name=name, storage=backend)
     stored = first.user_attrs.get(PROBLEM)
-    if stored is None and first.metric_names in (None, wanted["objectives"]):
-        # Made by an older release, which had one study only.
+    if (
+        stored is None
+        and first.metric_names in (None, wanted["objectives"])
+        and len(first.directions) == len(wanted["objectives"])
+    ):
+        # Made by an older release, which had one study only, or by a process that was killed.
         return name
     if stored == wanted:
         return name
     return f"{name}: {', '.join((*wanted['objectives'], *wanted['constraints']))}"
 
 
-def _describe(study: Study, objectives: Objectives, space: str, url: str) -> None:
+def _describe(study: Study, objectives: Objectives) -> None:
     """Write down what the study is of, for the next command and for optuna-dashboard."""
-    attrs = study.user_attrs
-    if attrs.get(PROBLEM) != _problem(objectives):
+    if study.user_attrs.get(PROBLEM) != _problem(objectives):
         study.set_user_attr(PROBLEM, _problem(objectives))
     if study.metric_names != list(objectives.names):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(list(objectives.names))
-    _check_space(study, space, url)
-    if space and SPACE not in attrs:
-        study.set_user_attr(SPACE, space)
 
 
-def _check_space(study: Study, space: str, url: str) -> None:
-    stored = study.user_attrs.get(SPACE, "")
-    if space and stored and stored != space:
-        raise UserError(
-            f"the study {study.study_name!r} at {without_password(url)} holds archs of space "
-            f"{stored!r}, and this run searches {space!r}; give another --out, or another name as "
-            "in --storage URL#NAME"
-        )
+def _check_costs(study: Study, url: str, objectives: Objectives, price: Price | None) -> None:
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if price is not None and (first := next(evaluations(trials), None)) is not None:
+        names = sorted(_needed(objectives) - {LOSS})
+        check_costs(study, url, first, names, price(Arch.from_dict(first.user_attrs["arch"])))
+
+
+def _needed(objectives: Objectives) -> set[str]:
+    return {*objectives.names, *(c.metric for c in objectives.constraints)}

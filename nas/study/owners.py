@@ -13,7 +13,7 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,12 @@ def at_work(owner: Mapping[str, Any]) -> Iterator[None]:
 
 def is_gone(owner: Mapping[str, Any] | None) -> bool | None:
     """Return whether an owner has ended; None if that cannot be seen from here."""
-    if owner is None or owner.get("host") != _host():
+    if owner is None:
+        return None
+    if owner.get("search") in _at_work:
+        # Most trials under way are this process's own where it has many of them.
+        return False
+    if owner.get("host") != _host():
         return None
     if owner["process"] == os.getpid() and owner["started"] == _start_of(os.getpid()):
         return owner["search"] not in _at_work
@@ -119,20 +124,30 @@ class Watch:
 
 
 @contextlib.contextmanager
-def heartbeat(study: Study, trial_id: int, interval_s: float = BEAT_S) -> Iterator[None]:
-    """Show on a trial that this process lives, while the block runs."""
+def heartbeats(
+    study: Study, trial_ids: Callable[[], Iterable[int]], interval_s: float = BEAT_S
+) -> Iterator[None]:
+    """Show on trials that this process lives, while the block runs.
+
+    Args:
+        study: has the trials.
+        trial_ids: returns those that are worked on; asked in another thread.
+        interval_s: seconds from one sign of life to the next.
+    """
     stop = threading.Event()
     storage = study._storage
 
     def beat() -> None:
-        count = 0
-        while not stop.wait(interval_s):
+        count, took_s = 0, 0.0
+        # Signs of life of a thousand trials may not keep the block from its work.
+        while not stop.wait(max(interval_s, min(20 * took_s, EXPIRY_S / 4))):
             count += 1
-            try:
-                storage.set_trial_user_attr(trial_id, BEAT, count)
-            except Exception:
-                # The trial was taken away, or the storage is busy: the block will see for itself.
-                continue
+            start = time.monotonic()
+            for trial_id in trial_ids():
+                # One that was taken away, or a storage that is busy: the block sees for itself.
+                with contextlib.suppress(Exception):
+                    storage.set_trial_user_attr(trial_id, BEAT, count)
+            took_s = time.monotonic() - start
         storage.remove_session()
 
     thread = threading.Thread(target=beat, daemon=True)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -26,6 +27,7 @@ class SearchProblem:
         evaluate: the held-out loss of an arch; raises `EvaluationFailed` with a reason.
         scores: a training-free score of genotypes for the predictor, or None.
         seeds: archs to evaluate first.
+        weights: says which supernet the losses are of, see `weights_key`; empty for none.
     """
 
     space: SearchSpace
@@ -34,6 +36,7 @@ class SearchProblem:
     evaluate: Callable[[Arch], float]
     scores: Any = None
     seeds: tuple[Arch, ...] = ()
+    weights: str = ""
 
     def exact_metrics(self, arch: Arch) -> dict[str, float]:
         """Return every cost of an arch that is known without running it."""
@@ -43,6 +46,19 @@ class SearchProblem:
 def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     """Return a space's genes as Optuna distributions."""
     return {name: CategoricalDistribution(choices) for name, choices in space.genes.items()}
+
+
+def weights_key(supernet: Path) -> str:
+    """Return a short text that is equal for equal weights; empty where there are none.
+
+    Args:
+        supernet: folder of a trained supernet.
+    """
+    path = supernet / "model.safetensors"
+    if not path.is_file():
+        return ""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def space_key(space: SearchSpace) -> str:

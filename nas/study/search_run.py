@@ -6,12 +6,13 @@ the one that was interrupted is queued again. Several processes can run the loop
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping
-from datetime import datetime
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
@@ -23,16 +24,37 @@ from nas.feasibility import feasible_start
 from nas.progress import Reporter
 from nas.samplers import make_sampler
 from nas.search_view import search_view
+from nas.study._time_spent import seconds_at_work
 from nas.study.archive import snapshot
 from nas.study.claims import ARCH_ID, QUEUED, Claims, Outcome
 from nas.study.generations import open_study
-from nas.study.owners import OWNER, OwningSampler, at_work, heartbeat
+from nas.study.own_trials import together
+from nas.study.owners import OWNER, OwningSampler, at_work, heartbeats
 from nas.study.problem import SearchProblem, distributions, space_key
+from nas.study.storage import loss_said
 from searchspace.arch import Arch
 from searchspace.errors import UserError
 
 MAX_FRUITLESS = 2000
+MAX_FAILED = 25
+"""So many failed evaluations and no success mean that none will follow."""
 WAIT_S = 0.2
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What one process has claimed, and nobody else evaluates.
+
+    Args:
+        trial: that says so.
+        arch: to evaluate.
+        metrics: its exact costs.
+    """
+
+    trial: Trial
+    arch: Arch
+    metrics: Mapping[str, float]
 
 
 class SearchRun:
@@ -57,7 +79,7 @@ class SearchRun:
         seed: int,
         population: int = 32,
     ) -> None:
-        self.problem = problem
+        self.problem, self._storage = problem, storage
         self.space = problem.space
         codec = SpaceCodec(self.space, problem.prices, problem.objectives, problem.scores)
         self.seeds = self._feasible_seeds(codec)
@@ -67,6 +89,7 @@ class SearchRun:
             problem.objectives,
             self._sampler,
             space=space_key(self.space),
+            weights=problem.weights,
             price=problem.exact_metrics,
         )
         self.claims = Claims(self.study)
@@ -105,9 +128,7 @@ class SearchRun:
     @property
     def seconds(self) -> float:
         """Seconds in which at least one process was at work on a trial."""
-        trials = self.study.get_trials(deepcopy=False)
-        spans = [(t.datetime_start, t.datetime_complete) for t in trials]
-        return _covered_s([(a, b) for a, b in spans if a is not None and b is not None])
+        return seconds_at_work(self.study.get_trials(deepcopy=False))
 
     def run(
         self,
@@ -125,13 +146,14 @@ class SearchRun:
             should_stop: asked between evaluations.
 
         Raises:
-            UserError: when the sampler finds no candidate that keeps the exact constraints.
+            UserError: when the sampler finds no candidate that keeps the exact constraints, or
+                every evaluation fails, or when the storage no longer answers.
         """
         spent = self.seconds
         start = time.perf_counter()
         objectives = self.problem.objectives
         fruitless = 0
-        with search_view(reporter.quiet) as view:
+        with loss_said(self._storage), search_view(reporter.quiet) as view:
             while not should_stop():
                 elapsed = spent + time.perf_counter() - start
                 done = self.num_evaluations
@@ -144,11 +166,38 @@ class SearchRun:
                     continue
                 result = self.step(num_evaluations)
                 fruitless = 0 if result in ("complete", "failed") else fruitless + 1
+                if result == "failed":
+                    self.check_not_all_failed()
                 if fruitless > MAX_FRUITLESS:
-                    self._give_up(result, reporter)
+                    self.give_up(result, reporter)
                     break
 
-    def _give_up(self, result: str, reporter: Reporter) -> None:
+    def check_not_all_failed(self) -> None:
+        """Stop early where no arch can be evaluated at all.
+
+        Raises:
+            UserError: with the last reason.
+        """
+        trials = list(self.claims.look()[0].values())
+        if len(trials) < MAX_FAILED or any(t.state == TrialState.COMPLETE for t in trials):
+            return
+        last = max(trials, key=lambda trial: trial.number)
+        raise UserError(
+            f"each of the {len(trials)} archs evaluated so far failed, the last with: "
+            f"{last.user_attrs['reason']}; train the supernet again, longer or at a lower learning "
+            "rate, or use a machine with more memory"
+        )
+
+    def give_up(self, result: str, reporter: Reporter) -> None:
+        """Say that the sampler proposes nothing new.
+
+        Args:
+            result: of its last proposals, as `step` says it.
+            reporter: tells the user.
+
+        Raises:
+            UserError: when they break exact constraints.
+        """
         if result == "rejected":
             raise UserError(
                 f"{MAX_FRUITLESS} candidates in a row broke a constraint; use "
@@ -170,22 +219,69 @@ class SearchRun:
             an evaluated one, or ``"withdrawn"`` because another process was first.
         """
         with at_work(self._sampler.owner):
-            trial = self.study.ask(distributions(self.space))
-            try:
-                return self._work_on(trial, limit)
-            except UpdateFinishedTrialError:
-                # Another process took this one for dead; what it queued again is not lost.
-                return "withdrawn"
-            except BaseException:
-                self.claims.requeue(self.study._storage.get_trial(trial._trial_id), "stopped")
-                raise
+            candidate = self.propose(limit)
+            if isinstance(candidate, str):
+                return candidate
+            evaluate = functools.partial(self._evaluate, candidate)
+            return self._not_lost(candidate.trial, evaluate)
 
-    def _work_on(self, trial: Trial, limit: int | None) -> str:
+    @contextlib.contextmanager
+    def at_work_on(self, trial_ids: Callable[[], Iterable[int]]) -> Iterator[None]:
+        """Show to other processes that this one lives and works on trials, while the block runs."""
+        with at_work(self._sampler.owner), heartbeats(self.study, trial_ids):
+            yield
+
+    def propose(self, limit: int | None = None) -> Candidate | str:
+        """Ask for a candidate and claim it; `finish` or `give_back` must follow.
+
+        Args:
+            limit: evaluations that are wanted in all; None for any number.
+
+        Returns:
+            The candidate, or why there is none, as `step` says it.
+        """
+        try:
+            trial = self.study.ask(distributions(self.space))
+        except UpdateFinishedTrialError:
+            # It took so long that another machine took this process for dead.
+            return "withdrawn"
+        return self._not_lost(trial, functools.partial(self._claimed, trial, limit))
+
+    def finish(
+        self, candidate: Candidate, outcome: float | EvaluationFailed, seconds: float
+    ) -> str:
+        """Write down what came of a candidate; returns what `step` does.
+
+        Args:
+            candidate: of `propose`.
+            outcome: its loss, or why there is none.
+            seconds: that its evaluation took.
+        """
+        write = functools.partial(self._written, candidate, outcome, seconds)
+        return self._not_lost(candidate.trial, write)
+
+    def give_back(self, candidate: Candidate, reason: str) -> None:
+        """Queue a candidate again that is not evaluated after all."""
+        self.claims.requeue(self.study._storage.get_trial(candidate.trial._trial_id), reason)
+
+    def _not_lost(self, trial: Trial, work: Callable[[], Result]) -> Result | str:
+        """Do work on a trial that is queued again if the work is cut off."""
+        try:
+            return work()
+        except UpdateFinishedTrialError:
+            # Another process took this one for dead; what it queued again is not lost.
+            return "withdrawn"
+        except BaseException:
+            self.claims.requeue(self.study._storage.get_trial(trial._trial_id), "stopped")
+            raise
+
+    def _claimed(self, trial: Trial, limit: int | None) -> Candidate | str:
         genotype = self.space.canonical(self.space.to_genotypes([trial.params]))[0]
         arch = self.space.decode(genotype)
         metrics = dict(metrics_of(self.problem.prices, genotype))
-        trial.set_user_attr("arch", arch.to_dict())
-        trial.set_user_attr("metrics", metrics)
+        with together(self.study._storage, trial._trial_id):
+            trial.set_user_attr("arch", arch.to_dict())
+            trial.set_user_attr("metrics", metrics)
         broken = [
             c for c in self.problem.objectives.exact_constraints if metrics[c.metric] > c.limit
         ]
@@ -197,15 +293,34 @@ class SearchRun:
         outcome = self.claims.claim(trial.number, trial._trial_id, arch.id, limit)
         if outcome.result != "mine":
             return self._step_aside(trial, outcome, metrics)
+        return Candidate(trial, arch, metrics)
+
+    def _evaluate(self, candidate: Candidate) -> str:
         start = time.perf_counter()
+        outcome: float | EvaluationFailed
         try:
-            with heartbeat(self.study, trial._trial_id):
-                metrics["loss"] = self.problem.evaluate(arch)
+            with heartbeats(self.study, lambda: [candidate.trial._trial_id]):
+                outcome = self.problem.evaluate(candidate.arch)
         except EvaluationFailed as error:
-            trial.set_user_attr("seconds", time.perf_counter() - start)
-            return self._fail(trial, str(error), "failed")
-        trial.set_user_attr("seconds", time.perf_counter() - start)
-        return self._complete(trial, metrics, "complete")
+            outcome = error
+        except UserError:
+            raise
+        except Exception as error:
+            # A fault of the program is shown, and the next command shall get past this arch.
+            candidate.trial.set_user_attr("seconds", time.perf_counter() - start)
+            self._fail(candidate.trial, f"{type(error).__name__}: {error}", "failed")
+            raise
+        return self._written(candidate, outcome, time.perf_counter() - start)
+
+    def _written(
+        self, candidate: Candidate, outcome: float | EvaluationFailed, seconds: float
+    ) -> str:
+        trial = candidate.trial
+        with together(self.study._storage, trial._trial_id):
+            trial.set_user_attr("seconds", seconds)
+            if isinstance(outcome, EvaluationFailed):
+                return self._fail(trial, str(outcome), "failed")
+            return self._complete(trial, {**candidate.metrics, "loss": outcome}, "complete")
 
     def _step_aside(self, trial: Trial, outcome: Outcome, metrics: Mapping[str, float]) -> str:
         other = outcome.trial
@@ -260,13 +375,3 @@ def _make_sampler(
     if name == "promotion" and scores is not None:
         options["score"] = lambda params: scores(space.canonical(space.to_genotypes(params)))
     return make_sampler(name, seed=seed, **options)
-
-
-def _covered_s(spans: list[tuple[datetime, datetime]]) -> float:
-    """Return the seconds that at least one span covers."""
-    total, end = 0.0, datetime.min
-    for start, stop in sorted(spans):
-        if stop > end:
-            total += (stop - max(start, end)).total_seconds()
-            end = stop
-    return total

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
+from nas.study.own_trials import OwnTrialsStorage
 from searchspace.errors import UserError
 
 JOURNAL = "journal:"
@@ -128,7 +132,7 @@ def _open_database(url: str) -> BaseStorage:
             time.sleep(0.1)
     if is_sqlite:
         _make_sqlite_safe_and_fast(backend)
-    return optuna.storages.get_storage(backend)
+    return OwnTrialsStorage(backend)
 
 
 def _make_sqlite_safe_and_fast(backend: RDBStorage) -> None:
@@ -152,9 +156,35 @@ def _make_sqlite_safe_and_fast(backend: RDBStorage) -> None:
     backend.engine.dispose()
 
 
-def is_of_the_database(error: Exception) -> bool:
-    """Return whether an error comes from the storage and not from this program."""
-    return type(error).__module__.startswith(("sqlalchemy", "sqlite3", "psycopg", "optuna"))
+@contextlib.contextmanager
+def loss_said(storage: str) -> Iterator[None]:
+    """Turn the loss of a storage while the block runs into one sentence.
+
+    Raises:
+        UserError: saying which storage, and that the search can go on.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_of_the_database(error, tools=False):
+            raise
+        url = split_storage(storage)[0]
+        reason = _first_line(error.__cause__ or error).replace(url, without_password(url))
+        raise UserError(
+            f"the study at {without_password(url)} does not answer any more: {reason}; what was "
+            "evaluated is kept there, and the same command goes on from it"
+        ) from error
+
+
+def is_of_the_database(error: Exception, tools: bool = True) -> bool:
+    """Return whether an error comes from the storage and not from this program.
+
+    Args:
+        error: any.
+        tools: count every error of Optuna as one of the storage, not only those that it says are.
+    """
+    modules = ("sqlalchemy", "sqlite3", "psycopg", *(("optuna",) if tools else ()))
+    return isinstance(error, StorageInternalError) or type(error).__module__.startswith(modules)
 
 
 def _first_line(error: BaseException) -> str:

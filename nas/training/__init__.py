@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from nas.config import TrainConfig
@@ -9,6 +10,7 @@ from nas.progress import Reporter
 from nas.training.precision import faster_precision
 from nas.training.state import TrainState, load_supernet, read_state
 from nas.training.task import TrainingTask
+from nas.training.team import Team
 from nas.training.trainer import Trainer, TrainingDiverged
 from searchspace.space import SearchSpace
 from searchspace.supernet import Supernet
@@ -34,6 +36,8 @@ def train_supernet(
     seed: int,
     budget_s: float,
     reporter: Reporter,
+    team: Team | None = None,
+    on_save: Callable[[TrainState], None] = lambda state: None,
 ) -> Supernet:
     """Train until the budget is used up, or load what `folder` already holds.
 
@@ -48,13 +52,16 @@ def train_supernet(
         seed: of initial weights, batches and archs.
         budget_s: seconds of training when `config.num_steps` is None and it has not begun yet.
         reporter: shows the progress.
+        team: the processes that train together, each of which calls this with the same arguments;
+            None for this one alone. The number of processes may change from one checkpoint on.
+        on_save: called in every process after a checkpoint.
 
     Raises:
         TrainingDiverged: when a loss becomes NaN or infinite.
         UserError: when the folder holds a supernet of another space, or the recipe does not fit
             the space or the task.
     """
-    trainer = Trainer(space, task, config, folder, seed, budget_s)
+    trainer = Trainer(space, task, config, folder, seed, budget_s, team, on_save)
     trainer.restore()
     if not trainer.state.done:
         trainer.run(reporter)

@@ -77,6 +77,11 @@ def predict(model: Subnet, inputs: Tensor, targets: Tensor, with_hidden: bool) -
     return Prediction(log_probs_NV, hidden)
 
 
+def num_scored(targets: Tensor) -> int:
+    """Return how many targets are scored."""
+    return int((targets != IGNORED).sum())
+
+
 def scored_rows(targets: Tensor) -> Tensor | slice:
     """Return an index of the scored positions of flattened `targets`.
 

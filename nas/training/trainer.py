@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 import warnings
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
@@ -19,19 +21,20 @@ import torch
 from torch import Tensor
 
 from nas.arch_sampling import LARGEST, ArchSampler, StepArch
-from nas.attention_transfer import SOFTMAX, transfer_attention
 from nas.config import TrainConfig
 from nas.optimizers import SupernetOptimizer
 from nas.progress import Reporter
+from nas.training.distributed import teach_from
 from nas.training.losses import (
     Prediction,
     SoftTargets,
-    data_loss,
     hard_loss,
+    num_scored,
     predict,
     soft_targets,
     training_loss,
 )
+from nas.training.main_stage import begin_main_stage
 from nas.training.precision import faster_precision
 from nas.training.schedule import Schedule
 from nas.training.state import (
@@ -46,13 +49,11 @@ from nas.training.state import (
 )
 from nas.training.task import TrainingTask
 from nas.training.teacher import Teacher
-from searchspace.files import write_json
-from searchspace.importance import order_by_importance
+from nas.training.team import Alone, Team
+from searchspace.errors import UserError
 from searchspace.space import SearchSpace
-from searchspace.specs import ABSENT
 from searchspace.supernet import Supernet
 
-IMPORTANCE_BATCHES = 8
 BAR_TITLES = {FIRST_STAGE: "train largest", MAIN_STAGE: "train"}
 
 
@@ -71,7 +72,10 @@ class Trainer:
         folder: Path,
         seed: int,
         budget_s: float,
+        team: Team | None = None,
+        on_save: Callable[[TrainState], None] = lambda state: None,
     ) -> None:
+        self.team, self.on_save = team or Alone(), on_save
         self.space, self.task, self.config, self.folder = space, task, config, folder
         self.seed, self.budget_s = seed, budget_s
         self.schedule = Schedule(config, budget_s)
@@ -100,7 +104,12 @@ class Trainer:
             counted = self.config.num_steps is not None
             budget_s = None if counted else self.budget_s
             self.state = replace(self.state, precision=precision, budget_s=budget_s)
-            return
+        else:
+            self.load(state)
+        self.agree()
+
+    def load(self, state: TrainState) -> None:
+        """Take up a checkpoint."""
         parts = read_parts(self.folder, state)
         self.supernet.load_state_dict(parts.get("weights", {}))
         self.optimizer.load_state_dict(parts.get("optimizer", {}))
@@ -108,16 +117,34 @@ class Trainer:
             self.teacher = self.new_teacher()
             self.teacher.load_state_dict(parts["teacher"])
         self.state = state
-        truncate_log(self.folder, state.step)
+        if self.team.rank == 0:
+            truncate_log(self.folder, state.step)
+
+    def agree(self) -> None:
+        """Start from rank 0's state.
+
+        Raises:
+            UserError: when this process found another checkpoint than rank 0.
+        """
+        agreed = TrainState(**self.team.agree(asdict(self.state)))
+        if agreed.file != self.state.file:
+            raise UserError(
+                f"{self.folder} holds {self.state.file or 'no checkpoint'} for process "
+                f"{self.team.rank} and {agreed.file or 'none'} for process 0; the folder must be "
+                "the same for all, on storage that they share"
+            )
+        self.state = agreed
+        self.team.take_weights(self.supernet)
 
     def run(self, reporter: Reporter) -> None:
         """Train to the end."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.last_count = time.perf_counter()
-        with (self.folder / LOG).open("a") as log:
+        path = self.folder / LOG if self.team.rank == 0 else Path(os.devnull)
+        with path.open("a") as log:
             if self.state.stage == FIRST_STAGE:
                 self.run_stage(reporter, log)
-                self.begin_main_stage(reporter)
+                begin_main_stage(self, reporter)
                 self.count_time()
                 log.flush()
                 self.save()
@@ -128,7 +155,7 @@ class Trainer:
 
     def run_stage(self, reporter: Reporter, log: IO[str]) -> None:
         """Do the steps of the present stage."""
-        last_save = time.perf_counter()
+        last_save_s = self.state.elapsed_s
         with reporter.bar(BAR_TITLES[self.state.stage]) as bar:
             while self.schedule.stage_progress(self.state) < 1.0:
                 losses = self.step()
@@ -137,73 +164,68 @@ class Trainer:
                 entry = {"step": self.state.step, "elapsed_s": self.state.elapsed_s, **losses}
                 log.write(json.dumps(entry) + "\n")
                 bar.update(self.schedule.stage_progress(self.state), self.describe(losses))
-                if time.perf_counter() - last_save > self.config.checkpoint_s:
+                if self.state.elapsed_s - last_save_s > self.config.checkpoint_s:
                     log.flush()
                     self.save()
-                    last_save = time.perf_counter()
+                    self.count_time()
+                    last_save_s = self.state.elapsed_s
 
     def count_time(self) -> None:
-        """Add what has passed since the last call to the training's time."""
+        """Add what has passed since the last call to the training's time, by rank 0's clock."""
         now = time.perf_counter()
-        elapsed_s = self.state.elapsed_s + now - self.last_count
+        own = {"elapsed_s": self.state.elapsed_s + now - self.last_count}
+        elapsed_s = self.team.agree(own)["elapsed_s"]
         self.last_count, self.state = now, replace(self.state, elapsed_s=elapsed_s)
-
-    def begin_main_stage(self, reporter: Reporter) -> None:
-        """Prepare the weights, freeze the teacher, and forget the first stage's momenta."""
-        start = self.state.step
-        self.supernet.norm_blend = self.schedule.norm_blend(self.state)
-        if self.config.importance_ordering:
-            steps = range(start, start + IMPORTANCE_BATCHES)
-            order_by_importance(self.supernet, [self.batch(step) for step in steps], data_loss)
-        self.teacher = self.new_teacher()
-        if self.config.attention_transfer_steps:
-            self.transfer_attention(reporter)
-        self.optimizer = self.new_optimizer()
-        self.state = replace(self.state, stage=MAIN_STAGE, stage_start=start)
-
-    def transfer_attention(self, reporter: Reporter) -> None:
-        """Warm up the other mixers where the first stage trained softmax; write the errors."""
-        if any(layer.mixer not in (SOFTMAX, ABSENT) for layer in self.space.largest().layers):
-            reporter.say(
-                f"attention transfer is left out: the first mixer of space {self.space.name!r} is "
-                "not softmax, so no softmax network is trained yet"
-            )
-            return
-        errors = transfer_attention(
-            self.supernet,
-            self.task,
-            steps=self.config.attention_transfer_steps,
-            lr=self.config.attention_transfer_lr,
-            seed=self.seed,
-            reporter=reporter,
-            batch_size=self.config.batch_size,
-        )
-        shown = {name: asdict(error) for name, error in errors.items()}
-        write_json(self.folder / "attention_transfer.json", shown)
 
     def step(self) -> dict[str, float]:
         """Train the archs of the step on one batch; return the mean loss of each role."""
-        inputs, targets = self.batch(self.state.step)
         self.supernet.norm_blend = self.schedule.norm_blend(self.state)
         self.supernet.start_step()
-        teacher: SoftTargets | None = None
-        if self.teacher is not None:
-            with self.autocast():
-                teacher = self.teacher(inputs, targets)
+        archs = self.step_archs()
         losses: dict[str, list[float]] = defaultdict(list)
-        for item in self.step_archs():
-            loss, prediction = self.backward(item, inputs, targets, teacher)
+        for item, loss in zip(archs, self.team.sum_values(self.own_losses(archs)), strict=True):
             if not math.isfinite(loss):
                 raise TrainingDiverged(
                     f"the loss of the {item.role} network is {loss} at step {self.state.step}; "
                     "lower train.matrix_lr or train.other_lr"
                 )
             losses[item.role].append(loss)
-            if item.role == LARGEST and teacher is None:
-                teacher = soft_targets(prediction)
         self.supernet.publish_gradients()
+        self.team.sum_gradients(self.supernet)
         self.optimizer.step(self.schedule.learning_rate_scale(self.state))
         return {role: sum(values) / len(values) for role, values in losses.items()}
+
+    def own_losses(self, archs: Sequence[StepArch]) -> list[float]:
+        """Add the gradients of this process's share; return its part of each arch's loss."""
+        inputs, targets = self.batch(self.state.step)
+        share = self.team.share(archs, len(inputs))
+        losses = [0.0] * len(archs)
+        own = targets[share.rows]
+        part = num_scored(own) / max(1, num_scored(targets))
+        if not share.archs or (not part and len(own) < len(targets)):
+            return losses
+        inputs, targets = inputs[share.rows], own
+        teacher = self.soft_targets_of(archs[0], 0 in share.archs, inputs, targets)
+        for place in share.archs:
+            item = replace(archs[place], weight=archs[place].weight * part)
+            loss, prediction = self.backward(item, inputs, targets, teacher)
+            losses[place] = part * loss
+            if not math.isfinite(loss):
+                break
+            if item.role == LARGEST and teacher is None:
+                teacher = soft_targets(prediction)
+        return losses
+
+    def soft_targets_of(
+        self, first: StepArch, is_own: bool, inputs: Tensor, targets: Tensor
+    ) -> SoftTargets | None:
+        """Return what teaches from the start: the frozen teacher, or what another trains."""
+        with self.autocast():
+            if self.teacher is not None:
+                return self.teacher(inputs, targets)
+            if is_own or first.role != LARGEST or not self.config.distillation:
+                return None
+            return teach_from(self.supernet, first.arch, inputs, targets)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the inputs and targets of a step."""
@@ -246,7 +268,13 @@ class Trainer:
         return f"{figures} | {done / max(self.state.elapsed_s, 1e-9):,.0f} {what}/s"
 
     def save(self) -> None:
-        """Write a checkpoint; after the end only the weights."""
+        """Write a checkpoint; after the end only the weights. Rank 0 writes for all."""
+        if self.team.rank == 0:
+            self.write()
+        self.on_save(self.state)
+
+    def write(self) -> None:
+        """Write weights, and what else it takes to go on."""
         parts = {"weights": self.supernet.state_dict()}
         if not self.state.done:
             parts["optimizer"] = self.optimizer.state_dict()

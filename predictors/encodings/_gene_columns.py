@@ -14,7 +14,7 @@ FloatMatrix = NDArray[np.float64]
 _MAX_PRODUCTS = 240
 SCALE = {
     "global": 1.0,
-    "extra": 4.0,
+    "extra": 0.1,
     "total": 1.0,
     "moment": 0.4,
     "product": 0.3,

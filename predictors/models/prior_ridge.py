@@ -20,6 +20,7 @@ from predictors.models.base import FloatArray, State
 from predictors.models.posterior import Posterior, RandomFeatures, best_evidence, gram
 from searchspace.errors import UserError
 
+_TUNE_FROM = 5
 _STACK_FROM = 64
 _CHUNK = 4096
 _MAX_TUNING_ROWS = 192
@@ -48,7 +49,7 @@ class PriorRidge:
         self._prior = None if prior_scale is None else np.asarray(prior_scale, dtype=np.float64)
         self._groups = None if groups is None else np.asarray(groups)
         self._seed, self._bends = seed, bends
-        self._multipliers: dict[str, float] = {}
+        self._log_multipliers: dict[bool, dict[str, float]] = {}
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> PriorRidge:
         """Fit on labels; rows whose label is NaN or infinite are left out.
@@ -68,14 +69,16 @@ class PriorRidge:
                 "give one finite label per row"
             )
         features, target = features[keep], target[keep]
-        self._warp = _choose_warp(target)
-        z = self._warp.forward(target)
-        self._centre, self._spread = float(z.mean()), float(z.std()) or 1.0
-        z = (z - self._centre) / self._spread
         prior = np.ones(features.shape[1]) if self._prior is None else self._prior
         self._mean_x = features.mean(axis=0)
         centred = features - self._mean_x
-        self._scale = prior * self._group_multipliers(centred * prior, z)
+        # The group scales need no more rows than this; the cubic cost would dominate otherwise.
+        rows = np.random.default_rng(self._seed).permutation(len(target))[:_MAX_TUNING_ROWS]
+        self._warp = self._choose_warp((centred * prior)[rows], target[rows])
+        z = self._warp.forward(target)
+        self._centre, self._spread = float(z.mean()), float(z.std()) or 1.0
+        z = (z - self._centre) / self._spread
+        self._scale = prior * self._multipliers_of(self._warp, prior)
         self._rbf: RandomFeatures | None = None
         self._posterior = Posterior.of(centred * self._scale, z)
         if self._bends and len(z) >= _STACK_FROM:
@@ -171,18 +174,31 @@ class PriorRidge:
         slope = self._warp.slope(z * self._spread + self._centre)
         return np.asarray(std * self._spread * slope)
 
-    def _group_multipliers(self, phi: FloatArray, z: FloatArray) -> FloatArray:
-        """Scale whole groups up or down where the evidence says so (coordinate ascent)."""
-        if self._groups is None or len(z) < 12:
-            return np.ones(phi.shape[1])
-        if len(z) > _MAX_TUNING_ROWS:
-            # The group scales need no more than this; the cubic cost would dominate otherwise.
-            rows = np.random.default_rng(self._seed).permutation(len(z))[:_MAX_TUNING_ROWS]
-            phi, z = phi[rows], z[rows]
+    def _choose_warp(self, phi: FloatArray, y: FloatArray) -> _Warp:
+        """Return the warp with the highest evidence, the groups being scaled as suits each."""
+        evidence = {}
+        for warp in _possible_warps(y):
+            z = warp.forward(y)
+            spread = float(z.std()) or 1.0
+            found = self._tune_groups(warp, phi, (z - z.mean()) / spread)
+            # Of the labels in their own unit, so that warps can be compared.
+            evidence[warp] = found - len(z) * np.log(spread) - (z.sum() if warp.log else 0.0)
+        return max(evidence, key=lambda warp: evidence[warp])
+
+    def _multipliers_of(self, warp: _Warp, prior: FloatArray) -> FloatArray:
+        if self._groups is None:
+            return np.ones_like(prior)
+        logs = self._log_multipliers.get(warp.log, {})
+        return np.exp([logs.get(str(name), 0.0) for name in self._groups])
+
+    def _tune_groups(self, warp: _Warp, phi: FloatArray, z: FloatArray) -> float:
+        """Scale whole groups up or down where the evidence says so; return what it says then."""
+        if self._groups is None or len(z) < _TUNE_FROM:
+            return best_evidence(gram(phi), z)
         names = sorted({str(name) for name in self._groups})
         kernels = {name: gram(phi[:, self._groups == name]) for name in names}
         log_scale = dict.fromkeys(names, 0.0)
-        log_scale.update({k: v for k, v in self._multipliers.items() if k in log_scale})
+        log_scale.update(self._log_multipliers.get(warp.log, {}))
 
         def score(scales: dict[str, float]) -> float:
             kernel = sum(np.exp(2 * scales[name]) * kernels[name] for name in names)
@@ -198,8 +214,8 @@ class PriorRidge:
                     if value > best:
                         best, log_scale = value, trial
                         break
-        self._multipliers = log_scale
-        return np.array([np.exp(log_scale[name]) for name in self._groups])
+        self._log_multipliers[warp.log] = log_scale
+        return best
 
     def _try_rbf(self, phi: FloatArray, z: FloatArray) -> None:
         plain = self._posterior
@@ -231,18 +247,15 @@ class _Warp:
         return self.backward(z) if self.log else np.ones_like(z)
 
 
-def _choose_warp(y: FloatArray) -> _Warp:
-    """Log when it makes a positive target clearly less skewed; clip far outliers above."""
-    log = False
+def _possible_warps(y: FloatArray) -> list[_Warp]:
+    """As they are, and their log where that is possible and bends; far outliers are clipped."""
+    warps = [_Warp(False, _outlier_limit(y))]
     if len(y) >= 8 and y.min() > 0 and y.max() > 1.5 * y.min():
-        log = abs(_skew(np.log(y))) < 0.8 * abs(_skew(y))
-    z = np.log(y) if log else y
+        warps.append(_Warp(True, float(np.exp(min(_outlier_limit(np.log(y)), 700.0)))))
+    return warps
+
+
+def _outlier_limit(z: FloatArray) -> float:
     low, middle, high = np.quantile(z, [0.25, 0.5, 0.75])
     width = max(high - low, 0.25 * (middle - z.min()))
-    upper = high + 5.0 * width if width > 0 else np.inf
-    return _Warp(log, float(np.exp(min(upper, 700.0)) if log else upper))
-
-
-def _skew(y: FloatArray) -> float:
-    spread = float(y.std())
-    return float((((y - y.mean()) / spread) ** 3).mean()) if spread > 0 else 0.0
+    return float(high + 5.0 * width) if width > 0 else float(np.inf)

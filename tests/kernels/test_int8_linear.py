@@ -46,7 +46,9 @@ def test_activations_have_a_scale_per_token(shape: tuple[int, ...]) -> None:
     assert ((restored - x).abs() <= x.abs().amax(dim=-1, keepdim=True) / 254 * 1.001).all()
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 192, 64), (7, 33, 5), (5, 768, 192), (64, 16, 8)])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1), (3, 1, 4), (1, 192, 64), (7, 33, 5), (5, 768, 192), (64, 16, 8)]
+)
 def test_the_integer_product_is_exact(sizes: tuple[int, int, int]) -> None:
     rows, k, n = sizes
     quantized, (values, scale) = quantize_activations(draw(rows, k)), quantize_weight(draw(n, k))

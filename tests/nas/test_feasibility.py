@@ -106,10 +106,29 @@ def test_only_what_blocks_is_named(space: SearchSpace, table: LatencyTable) -> N
         feasible_start(space, prices, objectives)
     text = str(caught.value)
     assert "latency_ms<=0.001 alone" in text and "params<=100 alone" in text
-    assert "weight_bytes<=1e+09 alone" not in text and "together" not in text
+    assert "weight_bytes<=1000000000 alone" not in text and "together" not in text
     (least,) = re.findall(r"the least params is ([\d,]+)", text)
     sample = space.sample_genotypes(np.random.default_rng(5), 5000)
     assert 100 < int(least.replace(",", "")) <= prices.of("params", sample).min()
+
+
+def test_a_start_that_is_found_only_while_blocks_are_looked_for_counts(
+    small: SearchSpace, rows: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search for an arch is random: one that fails first may succeed later."""
+    prices = Pulling(small)
+    limits = prices.of_all(["a_ms", "b_ms"], rows[:1])[0] + 1e-9
+    objectives = Objectives(("loss",), tuple(constraints(a_ms=limits[0], b_ms=limits[1])))
+    search = Feasibility.feasible
+    calls: list[int] = []
+
+    def unlucky(self: Feasibility) -> np.ndarray:
+        calls.append(1)
+        return search(self)[: 0 if len(calls) == 1 else None]
+
+    monkeypatch.setattr(Feasibility, "feasible", unlucky)
+    found = feasible_start(small, prices, objectives)  # type: ignore[arg-type]
+    assert len(found) and (prices.of_all(["a_ms", "b_ms"], found) <= limits).all()
 
 
 @pytest.mark.parametrize("limit", [0.0, -5.0])

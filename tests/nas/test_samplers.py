@@ -72,7 +72,7 @@ def loss(p: dict[str, Any]) -> float:
 
 
 def small(**options: Any) -> PredictorGuidedSampler:
-    defaults = {"seed": 0, "search_space": SPACE, "num_candidates": 1200}
+    defaults = {"seed": 0, "search_space": SPACE, "num_candidates": 1200, "vectorized": True}
     return PredictorGuidedSampler(**{**defaults, **options})
 
 
@@ -281,6 +281,27 @@ def test_conditional_parameters_and_pickling() -> None:
     study.sampler = copy
     study.optimize(objective, n_trials=10)
     assert study.best_value < 1e-2
+
+
+def test_absent_parameters_make_no_new_candidate() -> None:
+    """Four networks with `kind` x, one with y: `a` counts only where it exists."""
+
+    def objective(trial: optuna.Trial) -> float:
+        if trial.suggest_categorical("kind", ["x", "y"]) == "x":
+            return 1 + trial.suggest_int("a", 0, 3)
+        return 0.5
+
+    study = optuna.create_study(sampler=PredictorGuidedSampler(seed=0, num_candidates=300))
+    study.enqueue_trial({"kind": "y"})
+    study.enqueue_trial({"kind": "x", "a": 0})
+    study.optimize(objective, n_trials=5)
+    assert len({tuple(trial.params.items()) for trial in study.trials}) == 5
+
+
+def test_functions_take_one_candidate_or_a_list_of_them() -> None:
+    one = small(exact_objectives={1: lambda p: cost([p])[0]}, vectorized=False)
+    several = small(exact_objectives={1: cost})
+    assert all_params(drive(one, 16, both)) == all_params(drive(several, 16, both))
 
 
 class SmallCodec(GeneCodec):

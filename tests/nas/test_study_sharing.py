@@ -27,7 +27,7 @@ from nas.study.owners import (
     Watch,
     _start_of,
     at_work,
-    heartbeat,
+    heartbeats,
     is_gone,
     new_owner,
 )
@@ -68,7 +68,7 @@ def test_an_owner_on_another_machine_expires_without_a_heartbeat(study: optuna.S
     trial.set_user_attr(OWNER, {"host": "elsewhere", "process": 1, "started": "", "search": ""})
     watch = Watch(expiry_s=0.2)
     claims = Claims(study, watch)
-    with heartbeat(study, trial._trial_id, interval_s=0.02):
+    with heartbeats(study, lambda: [trial._trial_id], interval_s=0.02):
         until = time.monotonic() + 0.5
         while time.monotonic() < until:
             assert len(claims.look()[1]) == 1, "it was given up while it was alive"
@@ -87,7 +87,7 @@ def claim_now(study: optuna.Study, arch_id: str, limit: int | None = None) -> tu
 
 
 def test_a_candidate_under_way_or_done_is_not_claimed_again(study: optuna.Study) -> None:
-    with at_work(study.sampler.owner):  # type: ignore[attr-defined]
+    with at_work(study.sampler.owner):  # type: ignore[union-attr]
         assert claim_now(study, "a") == ("mine", 0)
         assert claim_now(study, "a") == ("taken", 1)
         study.tell(1, state=TrialState.FAIL)
@@ -97,7 +97,7 @@ def test_a_candidate_under_way_or_done_is_not_claimed_again(study: optuna.Study)
 
 
 def test_no_more_are_claimed_than_wanted(study: optuna.Study) -> None:
-    with at_work(study.sampler.owner):  # type: ignore[attr-defined]
+    with at_work(study.sampler.owner):  # type: ignore[union-attr]
         assert claim_now(study, "a", limit=2)[0] == "mine"
         assert claim_now(study, "b", limit=2)[0] == "mine"
         assert not Claims(study).has_place(2)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pytest
-from optuna.trial import TrialState
 
-from nas.candidates import Objectives
-from nas.evaluation import EvaluationFailed
+from nas.candidates import Objectives, Prices
 from nas.progress import Reporter
 from nas.study import (
     SearchProblem,
@@ -24,9 +23,11 @@ from nas.study import (
     shared_storage,
     sqlite_url,
     studies_at,
+    weights_key,
 )
 from searchspace.arch import Arch
 from searchspace.errors import UserError
+from tests.nas.conftest import synthetic_table
 from tests.nas.search_process import loss_of, problem
 
 QUIET = Reporter(quiet=True)
@@ -110,6 +111,57 @@ def test_archs_of_another_space_are_refused(base: SearchProblem, tmp_path: Path)
         open_study(sqlite_url(tmp_path), objectives, space="b 2")
 
 
+def test_a_study_of_another_space_is_refused_under_other_objectives_too(
+    base: SearchProblem, tmp_path: Path
+) -> None:
+    url = sqlite_url(tmp_path)
+    search(base, url, 1)
+    other = with_objectives(base, ("loss", "params")).objectives
+    with pytest.raises(UserError, match="and this run searches 'b 2'"):
+        open_study(url, other, space="b 2")
+    assert [study.study_name for study in studies_at(url)] == ["search"]
+
+
+def test_losses_of_another_supernet_are_refused(base: SearchProblem, tmp_path: Path) -> None:
+    """As where two run folders of the same name share a database."""
+    (tmp_path / "model.safetensors").write_bytes(b"first")
+    key = weights_key(tmp_path)
+    url = f"journal:{tmp_path / 'study.log'}#run"
+    search(replace(base, weights=key), url, 2)
+    search(replace(base, weights=key), url, 3)
+    (tmp_path / "model.safetensors").write_bytes(b"other")
+    assert weights_key(tmp_path) != key and weights_key(tmp_path / "none") == ""
+    with pytest.raises(UserError, match=r"losses of another supernet .* --storage URL#NAME"):
+        search(replace(base, weights=weights_key(tmp_path)), url, 4)
+    search(replace(base, weights=weights_key(tmp_path)), f"{url}2", 1)
+
+
+def test_costs_of_another_latency_table_are_refused(base: SearchProblem, tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path)
+    search(base, url, 2)
+    table = synthetic_table(base.space)
+    for key, entry in table.entries.items():
+        table.entries[key] = replace(entry, latency_us=entry.latency_us * 2)
+    slower = replace(base, prices=Prices(base.space, table, "prefill_b1_t64"))
+    with pytest.raises(UserError, match=r"had latency_ms=.* and now has .*`nas study merge"):
+        SearchRun(slower, url, "random", seed=0)
+    bytes_only = with_objectives(slower, ("loss", "weight_bytes"))
+    assert len(SearchRun(bytes_only, url, "random", seed=0).losses) == 2
+
+
+def test_a_study_that_was_made_by_a_killed_process_is_taken_over(
+    base: SearchProblem, tmp_path: Path
+) -> None:
+    """It may have a number of objectives and nothing else."""
+    url = sqlite_url(tmp_path)
+    optuna.create_study(study_name="search", storage=open_storage(url), directions=["minimize"] * 2)
+    search(base, url, 1)
+    names = [study.study_name for study in studies_at(url)]
+    assert names == ["search", "search: loss, latency_ms, weight_bytes"]
+    search(with_objectives(base, ("loss", "params")), url, 2)
+    assert [study.study_name for study in studies_at(url)] == names
+
+
 def test_an_added_objective_is_computed_and_nothing_is_evaluated_again(
     base: SearchProblem, tmp_path: Path
 ) -> None:
@@ -159,29 +211,6 @@ def test_a_changed_constraint_is_judged_anew(base: SearchProblem, tmp_path: Path
     best = min(first.losses, key=first.losses.__getitem__)
     assert found["arch_id"] == best and found["lowest"]["loss"] == first.losses[best]
     assert "which breaks loss<=0.5" in nearest_sentence(found, 8)
-
-
-def test_failures_keep_their_reason_and_are_not_tried_again(
-    base: SearchProblem, tmp_path: Path
-) -> None:
-    def evaluate(arch: Arch) -> float:
-        raise EvaluationFailed("the loss is nan")
-
-    failing = with_objectives(base, ("loss", "latency_ms"), evaluate=evaluate)
-    run = SearchRun(failing, sqlite_url(tmp_path), "random", seed=0)
-    assert run.step() == "failed"
-    params = run.study.trials[0].params
-    again = SearchRun(
-        with_objectives(base, ("loss", "params"), evaluate=refuse),
-        sqlite_url(tmp_path),
-        "random",
-        0,
-    )
-    assert again.num_evaluations == 1
-    again.study.enqueue_trial(params)
-    assert again.step() == "duplicate"
-    reasons = [t.user_attrs["reason"] for t in again.study.get_trials(states=(TrialState.FAIL,))]
-    assert reasons == ["the loss is nan"] * 2
 
 
 def test_two_studies_merge_and_each_arch_counts_once(base: SearchProblem, tmp_path: Path) -> None:

@@ -47,9 +47,10 @@ def int8_linear(x: QuantizedActivations, weight_NK: Tensor, scale_N: Tensor) -> 
 
 
 def _has_kernel(values_MK: Tensor, weight_NK: Tensor) -> bool:
-    if values_MK.device.type in ("cpu", "meta"):
-        return True
     rows, (out_features, in_features) = values_MK.shape[0], weight_NK.shape
+    if values_MK.device.type in ("cpu", "meta"):
+        # With one column, whose strides say nothing, PyTorch's product is garbage on the CPU.
+        return in_features > 1
     if values_MK.is_cuda and rows > 16 and out_features % 8 == 0 and in_features % 8 == 0:
         return True
     report_fallback(
