@@ -5,6 +5,7 @@ Everything minimises. `F` always has shape (points, objectives). This is the ada
 
 from __future__ import annotations
 
+import bisect
 import heapq
 
 import numpy as np
@@ -164,6 +165,8 @@ def _front_of_sorted(unique: FloatArray) -> BoolArray:
         if unique.shape[1] == 1:
             front[1:] = False
         return np.asarray(front)
+    if unique.shape[1] == 3:
+        return _front_of_three(unique)
     mask = np.zeros(len(unique), dtype=bool)
     alive = np.arange(len(unique))
     # Rows are sorted, so the first one alive is never dominated by a later one.
@@ -171,6 +174,27 @@ def _front_of_sorted(unique: FloatArray) -> BoolArray:
         first = alive[0]
         mask[first] = True
         alive = alive[(unique[alive] < unique[first]).any(axis=1)]
+    return mask
+
+
+def _front_of_three(unique: FloatArray) -> BoolArray:
+    """Sweep along the first objective; the others' front so far is a staircase, kept sorted.
+
+    Source: Kung, Luccio and Preparata, "On finding the maxima of a set of vectors" (1975).
+    """
+    mask = np.zeros(len(unique), dtype=bool)
+    second: list[float] = []
+    third: list[float] = []
+    for row, (y, z) in enumerate(unique[:, 1:].tolist()):
+        place = bisect.bisect_right(second, y)
+        if place and third[place - 1] <= z:
+            continue
+        mask[row] = True
+        start = place - 1 if place and second[place - 1] == y else place
+        end = start
+        while end < len(third) and third[end] >= z:
+            end += 1
+        second[start:end], third[start:end] = [y], [z]
     return mask
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,14 @@ def test_the_config_example_is_valid() -> None:
     (example,) = blocks("toml")
     config = ExperimentConfig.from_dict(tomllib.loads(example))
     assert config.search.constraints == ("decode_ms<=1.5", "weight_bytes<=4e6")
+
+
+def test_the_sampler_example_runs() -> None:
+    (code,) = (block for block in blocks("python") if "PredictorGuidedSampler" in block)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    best = names["study"].best_trials
+    assert len(names["study"].trials) == 30 and len(best) > 8
 
 
 def test_doctor_says_what_the_machine_has() -> None:

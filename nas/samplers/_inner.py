@@ -202,8 +202,8 @@ def _best_of(values: FloatArray) -> NDArray[np.int64]:
 
 def _thinned(values: FloatArray, rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     """One point per box of a grid over the front, the nearest to its lower corner."""
-    ideal, nadir = _scale(values[rows])
-    unit = normalise(values[rows], ideal, nadir)
+    front = values[rows]
+    unit = normalise(front, front.min(axis=0), front.max(axis=0))
     per_side = float(most)
     while True:
         boxes = np.floor(unit * per_side).astype(np.int64)

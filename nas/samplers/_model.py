@@ -16,6 +16,9 @@ from predictors.models.prior_ridge import PriorRidge
 
 FloatArray = NDArray[np.float64]
 
+_TUNE_ALWAYS, _TUNE_GROWTH = 64, 1.1
+"""Below so many labels every fit chooses scales anew; then only after so much growth."""
+
 
 class Surrogate:
     """Regressors for the objectives that cost an evaluation and for measured constraints.
@@ -37,6 +40,7 @@ class Surrogate:
         self._exact = list(codec.exact_indices)
         self._predicted = [m for m in range(len(signs)) if m not in self._exact]
         self._regressors = {m: self._new_regressor() for m in self._predicted}
+        self._tuned_on = 0
         self._limits: list[PriorRidge] = []
         self._draws: dict[int, FloatArray] = {}
 
@@ -58,8 +62,10 @@ class Surrogate:
             num_draws: how many functions D to draw.
         """
         features = self.encoding.encode(levels)
+        tune = len(levels) < _TUNE_ALWAYS or len(levels) >= _TUNE_GROWTH * self._tuned_on
+        self._tuned_on = len(levels) if tune else self._tuned_on
         for m, regressor in self._regressors.items():
-            regressor.fit(features, objectives[:, m])
+            regressor.fit(features, objectives[:, m], tune=tune)
             self._draws[m] = regressor.draw(rng, num_draws)
         self._limits = []
         for column in measured_constraints.T:

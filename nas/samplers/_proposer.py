@@ -19,7 +19,7 @@ from predictors.encodings import GeneEncoding
 
 FloatArray = NDArray[np.float64]
 
-_NUM_DRAWS = 4
+_NUM_DRAWS = 1
 _LEAST_CANDIDATES = 25_000
 _FRESH_STARTS = 384
 _MAX_STARTS = 768

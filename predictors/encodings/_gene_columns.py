@@ -42,8 +42,8 @@ def table(gene: Gene) -> FloatMatrix:
     linear = 2.0 * positions[:, None] - 1.0
     if gene.kind != "categorical" or gene.num_levels == 2:
         return linear
-    # A categorical of numbers is ordered, but not necessarily smooth: allow a bend as well.
-    return np.hstack([linear, 1.5 * linear**2 - 1.0])
+    # A categorical of numbers is ordered, but not necessarily smooth: a bend, smaller than the slope.
+    return np.hstack([linear, 0.75 * linear**2 - 0.5])
 
 
 def size_column(kinds: Sequence[str]) -> int | None:

@@ -24,6 +24,9 @@ _TUNE_FROM = 5
 _STACK_FROM = 64
 _CHUNK = 4096
 _MAX_TUNING_ROWS = 192
+_RbfOptions = tuple[tuple[float, float], ...]
+_RBF_OPTIONS: _RbfOptions = ((0.7, 0.3), (0.7, 1.0), (1.5, 0.3), (1.5, 1.0))
+"""Length scale and amplitude of the random-feature term, relative to the linear one."""
 
 
 class PriorRidge:
@@ -50,13 +53,16 @@ class PriorRidge:
         self._groups = None if groups is None else np.asarray(groups)
         self._seed, self._bends = seed, bends
         self._log_multipliers: dict[bool, dict[str, float]] = {}
+        self._rbf_options: _RbfOptions = _RBF_OPTIONS
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> PriorRidge:
+    def fit(self, X: ArrayLike, y: ArrayLike, tune: bool = True) -> PriorRidge:
         """Fit on labels; rows whose label is NaN or infinite are left out.
 
         Args:
             X: features, shape (N, P).
             y: targets, shape (N,).
+            tune: False keeps what the last fit chose (log, scales of groups, random features) and
+                fits the weights alone, many times as fast: for a few more of the same labels.
 
         Raises:
             UserError: if no finite label is left or shapes disagree.
@@ -72,9 +78,10 @@ class PriorRidge:
         prior = np.ones(features.shape[1]) if self._prior is None else self._prior
         self._mean_x = features.mean(axis=0)
         centred = features - self._mean_x
-        # The group scales need no more rows than this; the cubic cost would dominate otherwise.
-        rows = np.random.default_rng(self._seed).permutation(len(target))[:_MAX_TUNING_ROWS]
-        self._warp = self._choose_warp((centred * prior)[rows], target[rows])
+        if tune:
+            # The group scales need no more rows; the cubic cost would dominate otherwise.
+            rows = np.random.default_rng(self._seed).permutation(len(target))[:_MAX_TUNING_ROWS]
+            self._warp = self._choose_warp((centred * prior)[rows], target[rows])
         z = self._warp.forward(target)
         self._centre, self._spread = float(z.mean()), float(z.std()) or 1.0
         z = (z - self._centre) / self._spread
@@ -82,7 +89,8 @@ class PriorRidge:
         self._rbf: RandomFeatures | None = None
         self._posterior = Posterior.of(centred * self._scale, z)
         if self._bends and len(z) >= _STACK_FROM:
-            self._try_rbf(centred * self._scale, z)
+            options = _RBF_OPTIONS if tune else self._rbf_options
+            self._try_rbf(centred * self._scale, z, options)
         return self
 
     def predict(self, X: ArrayLike) -> tuple[FloatArray, FloatArray]:
@@ -217,16 +225,18 @@ class PriorRidge:
         self._log_multipliers[warp.log] = log_scale
         return best
 
-    def _try_rbf(self, phi: FloatArray, z: FloatArray) -> None:
+    def _try_rbf(self, phi: FloatArray, z: FloatArray, options: _RbfOptions) -> None:
+        """Take the random features that predict left-out labels clearly better, if any do."""
         plain = self._posterior
-        for relative_length in (0.7, 1.5):
-            for amplitude in (0.3, 1.0):
-                rbf = RandomFeatures.of_scale(phi, relative_length, amplitude, self._seed)
-                posterior = Posterior.of(np.hstack([phi, rbf.of(phi)]), z)
-                if posterior.leave_one_out < 0.97 * min(
-                    plain.leave_one_out, self._posterior.leave_one_out
-                ):
-                    self._posterior, self._rbf = posterior, rbf
+        self._rbf_options = ()
+        for relative_length, amplitude in options:
+            rbf = RandomFeatures.of_scale(phi, relative_length, amplitude, self._seed)
+            posterior = Posterior.of(np.hstack([phi, rbf.of(phi)]), z)
+            if posterior.leave_one_out < 0.97 * min(
+                plain.leave_one_out, self._posterior.leave_one_out
+            ):
+                self._posterior, self._rbf = posterior, rbf
+                self._rbf_options = ((relative_length, amplitude),)
 
 
 @dataclass(frozen=True)

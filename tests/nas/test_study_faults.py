@@ -102,9 +102,7 @@ def test_a_search_where_nothing_can_be_evaluated_ends_early(
     def evaluate(arch: Arch) -> float:
         raise EvaluationFailed("the loss is nan")
 
-    with pytest.raises(
-        UserError, match=r"each of the 25 .* failed, the last with: the loss is"
-    ):
+    with pytest.raises(UserError, match=r"each of the 25 .* failed, the last with: the loss is"):
         search(replace(base, evaluate=evaluate), sqlite_url(tmp_path), 100)
 
 

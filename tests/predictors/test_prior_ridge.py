@@ -143,3 +143,28 @@ def test_one_label_and_constant_labels_predict_that_value() -> None:
         mean, std = PriorRidge().fit(X, np.full(count, 3.0)).predict(X)
         np.testing.assert_allclose(mean, 3.0)
         assert np.isfinite(std).all()
+
+
+def test_without_tuning_a_fit_keeps_what_the_last_one_chose() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.uniform(-1, 1, (200, 4))
+    y = np.exp(X[:, 0] + np.sin(6 * X[:, 1]))
+    model = PriorRidge(groups=["a", "a", "b", "b"]).fit(X[:150], y[:150])
+    tuned = PriorRidge(groups=["a", "a", "b", "b"]).fit(X, y)
+    assert model._warp.log and model._rbf is not None
+    kept = model._scale.copy()
+    model.fit(X, y, tune=False)
+    assert model._warp.log and model._rbf is not None and (model._scale == kept).all()
+    probe = rng.uniform(-1, 1, (50, 4))
+    expected = np.exp(probe[:, 0] + np.sin(6 * probe[:, 1]))
+    best = rmse(tuned.predict_mean(probe), expected)
+    assert rmse(model.predict_mean(probe), expected) < 1.3 * best
+
+
+def test_the_log_is_taken_where_it_makes_the_target_linear() -> None:
+    rng = np.random.default_rng(1)
+    X = rng.uniform(-1, 1, (40, 3))
+    z = X @ [1.0, -0.5, 0.3] + 0.01 * rng.normal(size=40)
+    assert PriorRidge().fit(X, np.exp(z))._warp.log
+    assert not PriorRidge().fit(X, 5 + z)._warp.log
+    assert not PriorRidge().fit(X, z)._warp.log
