@@ -15,14 +15,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState
 
 from nas.candidates import SpaceCodec, metrics_of
 from nas.evaluation import EvaluationFailed
 from nas.feasibility import feasible_start
 from nas.progress import Reporter
-from nas.samplers import make_sampler
 from nas.search_view import search_view
 from nas.study._time_spent import seconds_at_work
 from nas.study.archive import snapshot
@@ -31,6 +29,7 @@ from nas.study.generations import open_study
 from nas.study.own_trials import together
 from nas.study.owners import OWNER, OwningSampler, at_work, heartbeats
 from nas.study.problem import SearchProblem, distributions, space_key
+from nas.study.problem_sampler import sampler_of
 from nas.study.storage import loss_said
 from searchspace.arch import Arch
 from searchspace.errors import UserError
@@ -83,7 +82,9 @@ class SearchRun:
         self.space = problem.space
         codec = SpaceCodec(self.space, problem.prices, problem.objectives, problem.scores)
         self.seeds = self._feasible_seeds(codec)
-        self._sampler = OwningSampler(_make_sampler(sampler, seed, self, codec, population))
+        self._sampler = OwningSampler(
+            sampler_of(problem, sampler, seed, codec, self.seeds, population)
+        )
         self.study = open_study(
             storage,
             problem.objectives,
@@ -354,24 +355,3 @@ class SearchRun:
     def best_loss(self) -> float:
         """Return the lowest loss so far; NaN before the first."""
         return min(self.losses.values(), default=math.nan)
-
-
-TAKES_CODEC = ("predictor", "moead", "age_moea", "linas", "regularized_evolution", "promotion")
-TAKES_POPULATION = ("nsga2", "nsga3", "moead", "age_moea", "linas", "regularized_evolution")
-
-
-def _make_sampler(
-    name: str, seed: int, search: SearchRun, codec: SpaceCodec, population: int
-) -> BaseSampler:
-    """Make a sampler with what the run knows and it can use."""
-    space, scores = search.space, search.problem.scores
-    options: dict[str, Any] = {}
-    if name in TAKES_CODEC:
-        options |= {"codec": codec, "search_space": distributions(space)}
-    if name in TAKES_POPULATION:
-        options["population_size"] = population
-    if name == "predictor":
-        options["seed_params"] = [search.params_of(arch) for arch in search.seeds]
-    if name == "promotion" and scores is not None:
-        options["score"] = lambda params: scores(space.canonical(space.to_genotypes(params)))
-    return make_sampler(name, seed=seed, **options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,11 @@ class Problem(Protocol):
     @property
     def objectives(self) -> tuple[str, ...]:
         """Names; the first costs an evaluation."""
+        ...
+
+    @property
+    def anchors(self) -> Sequence[dict[str, Any]]:
+        """What a user would evaluate first, as parameters; the structured design begins so."""
         ...
 
     def canonical(self, levels: IntArray) -> IntArray:
@@ -79,6 +84,8 @@ class ProblemCodec(GeneCodec):
 class HwGpt:
     """HW-GPT-Bench: perplexity against parameters (``pp``), memory (``pm``) or both (``three``)."""
 
+    anchors: Sequence[dict[str, Any]] = ()
+
     def __init__(self, folder: Path, space: str, pair: str) -> None:
         self._space = HwGptSpace.load(folder, space)
         self.name, self.genes = f"{space} {pair}", tuple(self._space.genes)
@@ -114,6 +121,7 @@ class Layered:
     name = "layered"
     objectives: tuple[str, ...] = ("loss", "cost")
     genes: Sequence[Gene]
+    anchors: Sequence[dict[str, Any]] = ()
 
     def __init__(self, num_layers: int = 12, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -169,6 +177,8 @@ class Shuffled:
             names that do not show which genes belong together.
         seed: of the permutations.
     """
+
+    anchors: Sequence[dict[str, Any]] = ()
 
     def __init__(self, problem: Problem, how: str, seed: int) -> None:
         rng = np.random.default_rng([seed, 31])

@@ -118,6 +118,8 @@ def sampler_for(problem: Problem, method: str, seed: int) -> BaseSampler:
     options: dict[str, Any] = {}
     if name not in OPTUNA_SAMPLERS:
         options = {"codec": codec, "search_space": space}
+    if name == "predictor":
+        options["seed_params"] = problem.anchors
     if name == "promotion":
         options["score"] = lambda params: problem.costs(codec.to_matrix(params))[:, 0]
     return make_sampler(name, seed, **options)
@@ -127,7 +129,12 @@ def structured_design(problem: Problem, seed: int) -> list[dict[str, Any]]:
     """Return the first candidates of the predictor-guided sampler's design, nothing evaluated."""
     space = distributions(problem)
     sampler = make_sampler(
-        "predictor", seed, codec=ProblemCodec(problem), search_space=space, num_initial=DESIGN_SIZE
+        "predictor",
+        seed,
+        codec=ProblemCodec(problem),
+        search_space=space,
+        seed_params=problem.anchors,
+        num_initial=DESIGN_SIZE,
     )
     study = optuna.create_study(directions=["minimize"] * len(problem.objectives), sampler=sampler)
     return [study.ask(space).params for _ in range(DESIGN_SIZE)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from nas.calibration import calibrated_view
 from nas.candidates import Objectives, SpaceCodec
 from nas.config import load_config
 from nas.evaluation import evaluation_amount, held_out_loss
+from nas.front import uniform_networks
 from nas.pipeline import Pipeline
 from nas.progress import Reporter
 from tests.benchmarks._search_problems import FloatArray, IntArray
@@ -22,6 +24,8 @@ from tests.benchmarks._search_problems import FloatArray, IntArray
 
 class SupernetProblem:
     """A run folder's space, latency table and supernet; every loss is evaluated once and kept.
+
+    Anchors are those of `nas search`: the largest network, its neighbours, uniform networks.
 
     Args:
         folder: a finished run.
@@ -40,6 +44,13 @@ class SupernetProblem:
         self._codec = SpaceCodec(self._space, pipeline.prices, parsed)
         self.name = f"supernet {folder.name} {' '.join(objectives[1:])}"
         self.genes, self.objectives = self._codec.genes, tuple(objectives)
+        archs = [
+            self._space.largest(),
+            *uniform_networks(self._space).values(),
+            *self._space.one_change_from_largest(),
+        ]
+        levels = np.array([self._space.encode(arch) for arch in archs])
+        self.anchors: Sequence[dict[str, Any]] = self._codec.to_params(levels)
         amount = evaluation_amount(self._task, num_tokens)
         self._batches = self._task.evaluation_batches("validation", amount, 8)
         self._cache = cache
