@@ -153,7 +153,7 @@ class Proposer:
         self._queue = list(
             choose_batch(
                 pool,
-                self._current_front(objectives[feasible]),
+                self._current_front(levels[feasible]),
                 self._batch_size(),
                 archive.taken(),
                 rng,
@@ -170,12 +170,12 @@ class Proposer:
         share = num_candidates * self._batch_size() // batch_size
         return min(num_candidates, max(_LEAST_CANDIDATES, share))
 
-    def _current_front(self, objectives: FloatArray) -> FloatArray:
-        """Evaluated values and, for candidates under way, the predicted ones."""
-        pending = self._archive.pending
-        if len(pending):
-            objectives = np.vstack([objectives, self._surrogate.predict(pending)[0]])
-        return objectives
+    def _current_front(self, levels: IntMatrix) -> FloatArray:
+        """What candidates evaluated and under way are worth, by the predictor.
+
+        Where labels are noisy the luckiest would otherwise stand in the way of better ones.
+        """
+        return self._surrogate.predict(np.vstack([levels, self._archive.pending]))[0]
 
     def _starts(self, front: IntMatrix, rng: np.random.Generator) -> IntMatrix:
         fresh = feasible_pool(self.codec, _FRESH_STARTS, rng)
