@@ -122,8 +122,7 @@ class Proposer:
         return None
 
     def _next_of_queue(self) -> IntMatrix | None:
-        batch_size = self._sizes[1]
-        if self._archive.num_evaluated - self._queue_made_at >= 2 * batch_size:
+        if self._archive.num_evaluated - self._queue_made_at >= 2 * self._batch_size():
             self._queue.clear()
         taken = self._archive.taken()
         while self._queue:

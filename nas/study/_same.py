@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from optuna.study import Study
-from optuna.trial import FrozenTrial
 
 from nas.study.storage import without_password
 from searchspace.errors import UserError
@@ -42,32 +40,6 @@ def describe(study: Study, space: str, weights: str) -> None:
     for key, value in ((SPACE, space), (WEIGHTS, weights)):
         if value and key not in study.user_attrs:
             study.set_user_attr(key, value)
-
-
-def check_costs(
-    study: Study, url: str, trial: FrozenTrial, names: Sequence[str], costs: Mapping[str, float]
-) -> None:
-    """Refuse a study whose costs are not those of today, such as those of another latency table.
-
-    Args:
-        study: has the trial.
-        url: of its storage.
-        trial: a completed one.
-        names: of the metrics that count.
-        costs: the same arch's costs as they are now.
-
-    Raises:
-        UserError: with the first cost that differs.
-    """
-    before = trial.user_attrs.get("metrics", {})
-    for name in names:
-        if name in before and not math.isclose(before[name], costs[name], rel_tol=1e-6):
-            raise UserError(
-                f"the study {study.study_name!r} at {without_password(url)} was searched with "
-                f"other costs: arch {trial.user_attrs['arch_id']} had {name}={before[name]:.6g} "
-                f"and now has {costs[name]:.6g}, as after a new profile; `nas study merge RUN RUN "
-                "--out NEW` takes its losses over with the costs of today"
-            )
 
 
 def _differs(attrs: Mapping[str, str], key: str, value: str) -> bool:

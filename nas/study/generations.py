@@ -16,7 +16,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.candidates import Objectives
-from nas.study._same import check_costs, check_same, describe
+from nas.study._same import check_same, describe
 from nas.study.storage import (
     cannot_open,
     is_of_the_database,
@@ -60,7 +60,7 @@ def open_study(
 
     Raises:
         UserError: when the storage cannot be opened, or holds archs of another space, losses of
-            other weights, or other costs of the same arch.
+            other weights.
     """
     url, name = split_storage(storage)
     backend = open_storage(url)
@@ -76,7 +76,6 @@ def open_study(
         )
         _describe(study, objectives)
         describe(study, space, weights)
-        _check_costs(study, url, objectives, price)
         for other in others:
             if other.study_name != study.study_name:
                 adopt(study, other, objectives, price)
@@ -222,13 +221,6 @@ def _describe(study: Study, objectives: Objectives) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(list(objectives.names))
-
-
-def _check_costs(study: Study, url: str, objectives: Objectives, price: Price | None) -> None:
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if price is not None and (first := next(evaluations(trials), None)) is not None:
-        names = sorted(_needed(objectives) - {LOSS})
-        check_costs(study, url, first, names, price(Arch.from_dict(first.user_attrs["arch"])))
 
 
 def _needed(objectives: Objectives) -> set[str]:

@@ -136,17 +136,16 @@ def test_losses_of_another_supernet_are_refused(base: SearchProblem, tmp_path: P
     search(replace(base, weights=weights_key(tmp_path)), f"{url}2", 1)
 
 
-def test_costs_of_another_latency_table_are_refused(base: SearchProblem, tmp_path: Path) -> None:
+def test_a_search_goes_on_with_a_refined_latency_table(base: SearchProblem, tmp_path: Path) -> None:
     url = sqlite_url(tmp_path)
     search(base, url, 2)
     table = synthetic_table(base.space)
     for key, entry in table.entries.items():
         table.entries[key] = replace(entry, latency_us=entry.latency_us * 2)
     slower = replace(base, prices=Prices(base.space, table, "prefill_b1_t64"))
-    with pytest.raises(UserError, match=r"had latency_ms=.* and now has .*`nas study merge"):
-        SearchRun(slower, url, "random", seed=0)
-    bytes_only = with_objectives(slower, ("loss", "weight_bytes"))
-    assert len(SearchRun(bytes_only, url, "random", seed=0).losses) == 2
+    search(slower, url, 3)
+    (study,) = studies_at(url)
+    assert len({item.arch.id for item in evaluated(study)}) == 3
 
 
 def test_a_study_that_was_made_by_a_killed_process_is_taken_over(
