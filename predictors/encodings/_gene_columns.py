@@ -42,7 +42,7 @@ def table(gene: Gene) -> FloatMatrix:
     linear = 2.0 * positions[:, None] - 1.0
     if gene.kind != "categorical" or gene.num_levels == 2:
         return linear
-    # A categorical of numbers is ordered, but not necessarily smooth: a bend, smaller than the slope.
+    # A categorical of numbers is ordered, not always smooth: a bend, smaller than the slope.
     return np.hstack([linear, 0.75 * linear**2 - 0.5])
 
 

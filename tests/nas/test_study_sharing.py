@@ -247,7 +247,7 @@ def kill_in_an_evaluation(
     [
         (sqlite_url, "random", 40),
         (lambda folder: f"journal:{folder / 'study.log'}", "random", 24),
-        (sqlite_url, "predictor", 48),
+        (sqlite_url, "predictor", 80),
     ],
     ids=["sqlite-random", "journal-random", "sqlite-predictor"],
 )
