@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from nas._described_command import add_described
+
 SUMMARY = "choose the best block for every layer under hard limits, by integer programming"
 DETAILS = """\
 Every block of the largest network is replaced once by every other choice, and the loss evaluated:
@@ -25,13 +27,7 @@ which layers a network of fewer layers skips, --depth-by:
 
 def add_assign_command(commands: Any) -> None:
     """Add `nas assign` to a parser's commands."""
-    parser = commands.add_parser(
-        "assign",
-        help=SUMMARY,
-        description=SUMMARY,
-        epilog=DETAILS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_described(commands, "assign", SUMMARY, DETAILS)
     add = parser.add_argument
     add("folder", metavar="RUN_FOLDER", help="a run with a latency table and a trained supernet")
     add(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from nas._described_command import add_described
+
 SUMMARY = "run whole searches, or whole supernet trainings, as the trials of a Ray Tune job"
 DETAILS = """\
 JOB.toml says from which run (run), what is tried and where results go:
@@ -31,13 +33,7 @@ further keys: cpus, gpus (of a trial or worker), max_concurrent, max_failures, c
 
 def add_cluster_command(commands: Any) -> None:
     """Add `nas cluster` to a parser's commands."""
-    parser = commands.add_parser(
-        "cluster",
-        help=SUMMARY,
-        description=SUMMARY,
-        epilog=DETAILS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_described(commands, "cluster", SUMMARY, DETAILS)
     add = parser.add_argument
     add("job", metavar="JOB.toml", help="what is run, see below")
     add(

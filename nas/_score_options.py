@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from nas._described_command import add_described
+
 SUMMARY = "rank archs by training-free metrics and predictors"
 DETAILS = """\
 what --by takes (--list says what each is):
@@ -20,13 +22,7 @@ what --by takes (--list says what each is):
 
 def add_score_command(commands: Any) -> None:
     """Add `nas score` to a parser's commands."""
-    parser = commands.add_parser(
-        "score",
-        help=SUMMARY,
-        description=SUMMARY,
-        epilog=DETAILS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_described(commands, "score", SUMMARY, DETAILS)
     add = parser.add_argument
     add("config", nargs="?", metavar="CONFIG", help="TOML file, or a run folder")
     add("--by", action="append", metavar="NAME", help="what to score by; may be repeated")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nas._assign_options import add_assign_command
 from nas._cluster_options import add_cluster_command
+from nas._described_command import add_described
 from nas._profile_options import add_profile_commands, add_profile_options, join_command
 from nas._score_options import add_score_command
 from nas._search_options import (
@@ -71,13 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, summary in STAGES.items():
-        stage = commands.add_parser(
-            name,
-            help=summary,
-            description=summary,
-            epilog=_task_list(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        stage = add_described(commands, name, summary, _task_list())
         _add_run_options(stage)
         stage.set_defaults(command=_run_stage, stage=name)
         if name in SEARCH_STAGES:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from hw_profiles.latency_table import LatencyTable
     from nas.pipeline import Pipeline
+    from searchspace.space import SearchSpace
 
 MAX_AGREEMENT = 40
 
@@ -88,15 +89,16 @@ def search_problem(pipeline: Pipeline) -> SearchProblem:
         seed=pipeline.config.seed,
         reporter=pipeline.reporter,
     )
-    seeds = (
-        space.largest(),
-        *uniform_networks(space).values(),
-        *space.one_change_from_largest(),
-    )
     weights = weights_key(pipeline.folder.supernet)
     return SearchProblem(
-        space, pipeline.prices, pipeline.objectives, evaluate, scores, seeds, weights
+        space, pipeline.prices, pipeline.objectives, evaluate, scores, anchors(space), weights
     )
+
+
+def anchors(space: SearchSpace) -> tuple[Arch, ...]:
+    """Return what a search evaluates first: the largest arch, uniform ones, the largest's kin."""
+    uniform = uniform_networks(space).values()
+    return space.largest(), *uniform, *space.one_change_from_largest()
 
 
 def validation_batches(pipeline: Pipeline) -> list[tuple[Tensor, Tensor]]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -52,6 +53,24 @@ def write_json(path: Path, value: Any) -> None:
         UserError: when the folder cannot be written to or is full.
     """
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Args:
+        path: the file.
+        what: it is called so when it is absent.
+
+    Raises:
+        UserError: when it is absent or no TOML.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no {what} {str(path)!r}")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
 
 
 def read_json(path: Path, what: str) -> Any:

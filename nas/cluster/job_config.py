@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from nas.config import TrainConfig, build_config
+from nas.config import TrainConfig
+from nas.config_values import build_config
 from searchspace.errors import UserError, unknown
+from searchspace.files import read_toml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 URI = re.compile(r"[a-z][a-z0-9+.-]+://.+")
@@ -194,14 +195,7 @@ def load_job(path: str | Path) -> JobConfig:
     Raises:
         UserError: when it is absent or no TOML, or a key or value is wrong.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"there is no job file {str(path)!r}")
-    try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from None
-    return job_of(values)
+    return job_of(read_toml(Path(path), "job file"))
 
 
 def job_of(values: Mapping[str, Any]) -> JobConfig:

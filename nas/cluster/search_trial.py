@@ -13,17 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from nas.cluster.job_trials import TrialSpec
-from nas.cluster.trial_folder import (
-    Files,
-    open_trial,
-    read_sampler,
-    restore_files,
-    save_study,
-    write_folder,
-)
+from nas.cluster.trial_folder import Files, read_sampler, save_study, start_trial
 from nas.pareto import hypervolume
 from nas.pipeline import Pipeline
 from nas.samplers.random_state import random_state, restore_random_state
@@ -62,11 +54,7 @@ def search_in(
     Raises:
         UserError: when no arch keeps the constraints, or the base run lacks what it takes.
     """
-    write_folder(folder, files, spec)
-    if checkpoint is not None:
-        restore_files(folder, checkpoint)
-    pipeline = open_trial(folder)
-    torch.set_num_threads(num_threads)
+    pipeline = start_trial(folder, files, spec, checkpoint, num_threads)
     check_feasible(pipeline, pipeline.table)
     search = join_search(pipeline)
     if checkpoint is not None:

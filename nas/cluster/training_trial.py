@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from nas.calibration import calibrated_view
 from nas.cluster.job_trials import TrialSpec
 from nas.cluster.search_trial import Report
-from nas.cluster.trial_folder import SUPERNET, Files, open_trial, restore_files, write_folder
-from nas.evaluation import evaluation_amount, held_out_loss
+from nas.cluster.trial_folder import SUPERNET, Files, start_trial
+from nas.evaluation import held_out_loss
 from nas.pipeline import Pipeline
+from nas.search_stage import validation_batches
 from nas.training import TrainState, train_supernet
 from nas.training.state import LOG
 from nas.training.team import Alone, Team
@@ -51,11 +51,7 @@ def train_in(
         num_threads: of one operator.
         team: the processes that train together; None for this one alone.
     """
-    write_folder(folder, files, spec)
-    if checkpoint is not None:
-        restore_files(folder, checkpoint)
-    pipeline = open_trial(folder)
-    torch.set_num_threads(num_threads)
+    pipeline = start_trial(folder, files, spec, checkpoint, num_threads)
     team = team or Alone()
 
     def tell(metrics: Mapping[str, Any]) -> None:
@@ -95,8 +91,7 @@ def held_out_losses(pipeline: Pipeline, supernet: Supernet) -> dict[str, float]:
         ``loss_smallest``, and ``loss_random``, the mean of random archs.
     """
     space, task = pipeline.space, pipeline.task
-    amount = evaluation_amount(task, pipeline.config.search.evaluation_tokens)
-    batches = task.evaluation_batches("validation", amount, 8)
+    batches = validation_batches(pipeline)
     rng = np.random.default_rng(0)
     archs = [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(NUM_RANDOM))]
     losses = [held_out_loss(calibrated_view(supernet, arch, task), batches, task) for arch in archs]

@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hw_profiles.latency_table import LatencyTable
 from nas.cluster.job_trials import TABLE, TrialSpec
 from nas.config import ExperimentConfig, load_config
@@ -149,6 +151,26 @@ def read_sampler(checkpoint: Path) -> dict[str, Any]:
         return {}
     state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return state
+
+
+def start_trial(
+    folder: Path, files: Files, spec: TrialSpec, checkpoint: Path | None, num_threads: int
+) -> Pipeline:
+    """Make a trial's run folder, as its checkpoint left it where there is one, and open it.
+
+    Args:
+        folder: of the trial's run; what it holds is replaced.
+        files: of the base run.
+        spec: what the trial changes.
+        checkpoint: the folder of an earlier state.
+        num_threads: of one operator.
+    """
+    write_folder(folder, files, spec)
+    if checkpoint is not None:
+        restore_files(folder, checkpoint)
+    pipeline = open_trial(folder)
+    torch.set_num_threads(num_threads)
+    return pipeline
 
 
 def open_trial(folder: Path) -> Pipeline:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.samplers._codec import Codec, IntMatrix
+from nas.samplers._conditions import ConditionalCodec
 from nas.samplers._design import row_keys
 from searchspace.errors import UserError
 
@@ -32,6 +33,9 @@ class Archive:
     def __init__(self, codec: Codec, signs: FloatArray) -> None:
         self.codec = codec
         self.signs = signs
+        self._forget()
+
+    def _forget(self) -> None:
         self.known: set[bytes] = set()
         self._absorbed: set[int] = set()
         self._levels: list[IntMatrix] = []
@@ -39,8 +43,16 @@ class Archive:
         self._constraints: list[dict[str, float]] = []
         self._pending: dict[int, IntMatrix] = {}
 
-    def update(self, trials: Sequence[FrozenTrial]) -> None:
-        """Take in trials that finished and note which ones are under way."""
+    def update(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Take in trials that finished and note which ones are under way.
+
+        Returns:
+            Whether they show that other parameters count than was thought: rows that were
+            canonical may be so no more, and those of this archive are taken anew.
+        """
+        anew = isinstance(self.codec, ConditionalCodec) and self.codec.learn(trials)
+        if anew:
+            self._forget()
         pending: dict[int, IntMatrix] = {}
         for trial in trials:
             if trial.number in self._absorbed:
@@ -55,6 +67,7 @@ class Archive:
             **{n: r for n, r in self._pending.items() if n not in self._absorbed},
             **pending,
         }
+        return anew
 
     def add_pending(self, number: int, row: IntMatrix) -> None:
         """Note that trial `number` is about to evaluate `row`."""

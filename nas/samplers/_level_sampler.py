@@ -222,8 +222,6 @@ def derived_seed(*entropy: int) -> int:
 def _read(archive: Archive, study: Study, number: int) -> set[bytes]:
     """Take in the study's trials but one; return the keys of what is not to be proposed."""
     trials = [t for t in study.get_trials(deepcopy=False) if t.number != number]
-    if isinstance(archive.codec, ConditionalCodec):
-        archive.codec.learn(trials)
     archive.update(trials)
     return archive.taken()
 

@@ -95,15 +95,6 @@ class Surrogate:
                 out[:, :, m] = self._regressors[m].predict_draws(features, self._draws[m]).T
         return out
 
-    def std(self, levels: IntMatrix) -> FloatArray:
-        """Return predictive standard deviations, shape (N, M); 0 for exact objectives."""
-        out = np.zeros((len(levels), len(self.signs)))
-        if self._predicted:
-            features = self.encoding.encode(levels)
-            for m in self._predicted:
-                out[:, m] = self._regressors[m].predict(features)[1]
-        return out
-
     def violation(self, levels: IntMatrix) -> FloatArray:
         """Return how far each candidate is outside its limits, shape (N,); 0 means feasible.
 

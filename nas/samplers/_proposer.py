@@ -11,7 +11,6 @@ from optuna.trial import FrozenTrial
 from nas.pareto import non_dominated
 from nas.samplers._archive import Archive
 from nas.samplers._codec import Codec, IntMatrix, LastCosts, Params
-from nas.samplers._conditions import ConditionalCodec
 from nas.samplers._design import feasible_pool, initial_design, row_keys, unique_rows
 from nas.samplers._inner import choose_batch, search
 from nas.samplers._model import Surrogate
@@ -88,16 +87,14 @@ class Proposer:
         return row
 
     def _read(self, number: int, trials: Callable[[], Sequence[FrozenTrial]]) -> None:
-        """Take in the study's trials but one; where they show new conditions, all anew."""
+        """Take in the study's trials but one; rows of other conditions are canonical no more."""
         others = [trial for trial in trials() if trial.number != number]
-        if isinstance(self.codec, ConditionalCodec) and self.codec.learn(others):
-            self._archive = Archive(self.codec, self._signs)
+        if self._archive.update(others):
             self._reference = unique_rows(self.codec.canonical(self._reference))
             self._seeds = unique_rows(self.codec.canonical(self._seeds))
             self._pool = unique_rows(self.codec.canonical(self._pool))
             self._design = None
             self._queue.clear()
-        self._archive.update(others)
 
     def _next_of_design(self, number: int) -> IntMatrix | None:
         """Seeds first, then the design, unless that many are evaluated or under way already."""

@@ -35,7 +35,7 @@ def check_same(studies: Iterable[Study], url: str, space: str, weights: str) -> 
             )
 
 
-def describe(study: Study, space: str, weights: str) -> None:
+def remember(study: Study, space: str, weights: str) -> None:
     """Write down what a study is of, where that is known and not written yet."""
     for key, value in ((SPACE, space), (WEIGHTS, weights)):
         if value and key not in study.user_attrs:

@@ -16,7 +16,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.candidates import Objectives
-from nas.study._same import check_same, describe
+from nas.study._same import check_same, remember
 from nas.study.storage import (
     cannot_open,
     is_of_the_database,
@@ -59,8 +59,8 @@ def open_study(
         price: the exact costs of an arch, for objectives that a trial does not hold.
 
     Raises:
-        UserError: when the storage cannot be opened, or holds archs of another space, losses of
-            other weights.
+        UserError: when the storage cannot be opened, or holds archs of another space or losses
+            of other weights.
     """
     url, name = split_storage(storage)
     backend = open_storage(url)
@@ -75,7 +75,7 @@ def open_study(
             load_if_exists=True,
         )
         _describe(study, objectives)
-        describe(study, space, weights)
+        remember(study, space, weights)
         for other in others:
             if other.study_name != study.study_name:
                 adopt(study, other, objectives, price)

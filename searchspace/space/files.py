@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from searchspace.errors import UserError, unknown
 from searchspace.family import Family
+from searchspace.files import read_toml
 
 if TYPE_CHECKING:
     from searchspace.space import SearchSpace
@@ -163,8 +163,4 @@ def read_space(preset: str) -> dict[str, Any]:
         if preset.endswith(".toml"):
             raise UserError(f"no search space file {preset!r}; give a preset name or a path")
         raise unknown("preset", preset, (p.stem for p in PRESETS.glob("*.toml")))
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path.name} is not valid TOML: {error}") from None
-    return {"name": path.stem, **values}
+    return {"name": path.stem, **read_toml(path, "search space file")}

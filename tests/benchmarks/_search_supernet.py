@@ -16,9 +16,9 @@ from nas.calibration import calibrated_view
 from nas.candidates import Objectives, SpaceCodec
 from nas.config import load_config
 from nas.evaluation import evaluation_amount, held_out_loss
-from nas.front import uniform_networks
 from nas.pipeline import Pipeline
 from nas.progress import Reporter
+from nas.search_stage import anchors
 from tests.benchmarks._search_problems import FloatArray, IntArray
 
 
@@ -44,12 +44,7 @@ class SupernetProblem:
         self._codec = SpaceCodec(self._space, pipeline.prices, parsed)
         self.name = f"supernet {folder.name} {' '.join(objectives[1:])}"
         self.genes, self.objectives = self._codec.genes, tuple(objectives)
-        archs = [
-            self._space.largest(),
-            *uniform_networks(self._space).values(),
-            *self._space.one_change_from_largest(),
-        ]
-        levels = np.array([self._space.encode(arch) for arch in archs])
+        levels = np.array([self._space.encode(arch) for arch in anchors(self._space)])
         self.anchors: Sequence[dict[str, Any]] = self._codec.to_params(levels)
         amount = evaluation_amount(self._task, num_tokens)
         self._batches = self._task.evaluation_batches("validation", amount, 8)

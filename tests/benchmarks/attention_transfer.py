@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from torch import Tensor
 
@@ -32,6 +32,7 @@ from nas.evaluation import held_out_loss
 from nas.progress import Reporter
 from nas.tasks import TaskConfig, prepare_task
 from nas.tasks.base import Task
+from nas.training.state import MAIN_STAGE
 from nas.training.trainer import Trainer
 from searchspace.space import SearchSpace
 from searchspace.supernet import Supernet
@@ -142,7 +143,7 @@ def first_stage(
 class _SecondStage(Trainer):
     """What follows the first stage of a training, watched."""
 
-    transfer_s = 0.0
+    began_s = 0.0
 
     def outcome(self, weights: dict[str, Tensor], step: int, judge: Judge) -> dict[str, Any]:
         """Train on from a first stage of `step` steps; returns losses and seconds of the CPU."""
@@ -150,19 +151,19 @@ class _SecondStage(Trainer):
         self.state = replace(self.state, step=step)
         self.judge = judge
         self.run(Reporter(quiet=True))
-        main_s = time.process_time() - self.main_began_s
+        second_s = time.process_time() - self.began_s
         losses = {BEFORE: self.before, END: judge(self.supernet)}
-        return {**losses, "transfer_s": self.transfer_s, "second_stage_s": main_s}
+        return {**losses, "transfer_s": self.transfer_s, "second_stage_s": second_s}
 
-    def transfer_attention(self, reporter: Reporter) -> None:
-        began_s = time.process_time()
-        super().transfer_attention(reporter)
-        self.transfer_s = time.process_time() - began_s
-
-    def begin_main_stage(self, reporter: Reporter) -> None:
-        super().begin_main_stage(reporter)
-        self.before = self.judge(self.supernet)
-        self.main_began_s = time.process_time()
+    def run_stage(self, reporter: Reporter, log: IO[str]) -> None:
+        if self.state.stage == MAIN_STAGE:
+            self.transfer_s = time.process_time() - self.began_s
+            self.before = self.judge(self.supernet)
+            self.began_s = time.process_time()
+            super().run_stage(reporter, log)
+        else:
+            super().run_stage(reporter, log)
+            self.began_s = time.process_time()
 
 
 def table_text(result: dict[str, Any]) -> str:
@@ -194,7 +195,7 @@ def table_text(result: dict[str, Any]) -> str:
 
 
 def seconds_text(result: dict[str, Any]) -> str:
-    """Return what the two kinds of steps take."""
+    """Return what the steps between the stages, of which transfer is one, and the second take."""
     texts = []
     for steps, seeds in result["recipes"].items():
         transfer_s, main_s = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import traceback
@@ -24,22 +23,9 @@ from nas.training.trainer import Trainer
 from searchspace.family import Family
 from searchspace.space import SearchSpace
 from searchspace.supernet import Supernet
+from tests.counting_task import VOCAB, CountingTask, losses, make_space
 
-VOCAB = 32
 CONFIG = TrainConfig(num_steps=6, batch_size=4, precision="fp32", warmup_steps=2, num_random=2)
-SPACE = {
-    "name": "test",
-    "d_model": [32, 16],
-    "head_dim": 8,
-    "num_layers": 2,
-    "layers": {
-        "heads": [[4, 2], [2, 1]],
-        "position": ["rope"],
-        "intermediate_size": [48, 16],
-        "norm": ["rmsnorm", "layernorm"],
-        "mixer": {"softmax": {}, "linear_elu": {}, "gla": {}},
-    },
-}
 RECIPES = {
     "sandwich": CONFIG,
     "no teacher": replace(CONFIG, sampling="uniform"),
@@ -50,30 +36,22 @@ RECIPES = {
 }
 
 
-class CountingTask:
-    """The next token is the last one plus one; some targets are not scored."""
-
-    seq_len = 12
+class PartlyScored(CountingTask):
+    """Counting; some targets are not scored."""
 
     def train_batch(
         self, step: int, batch_size: int, seed: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        generator = torch.Generator().manual_seed(1000 * seed + step)
-        first = torch.randint(0, VOCAB, (batch_size, 1), generator=generator)
-        tokens = (first + torch.arange(self.seq_len + 1)) % VOCAB
-        targets = tokens[:, 1:].clone()
+        inputs, targets = super().train_batch(step, batch_size, seed)
+        targets = targets.clone()
         targets[0, :7] = -100  # halves of the batch do not weigh the same
-        return tokens[:, :-1], targets
-
-
-def make_space() -> SearchSpace:
-    return SearchSpace.from_dict(SPACE, VOCAB)
+        return inputs, targets
 
 
 def train(folder: Path, config: TrainConfig, space: SearchSpace | None = None) -> None:
     team = Ranks() if dist.is_initialized() else None
     train_supernet(
-        space or make_space(), CountingTask(), config, folder, seed=3, budget_s=1e9,
+        space or make_space(), PartlyScored(), config, folder, seed=3, budget_s=1e9,
         reporter=Reporter(quiet=True), team=team,
     )  # fmt: skip
 
@@ -104,10 +82,6 @@ def run_together(size: int, folder: Path, work: Callable[[], None]) -> list[str]
     return [path.read_text() for path in errors if path.exists()]
 
 
-def log_of(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 def moved_apart(one: Path, other: Path) -> float:
     """Return how far two trainings ended from each other, in shares of the way from the start."""
     start = Supernet(make_space(), torch.Generator().manual_seed(3)).state_dict()
@@ -123,7 +97,7 @@ def assert_same_training(one: Path, other: Path) -> None:
     Muon computes in bf16 and AdamW divides by the gradient's own size, so both enlarge it.
     """
     assert moved_apart(one, other) < 0.02
-    for a, b in zip(log_of(one), log_of(other), strict=True):
+    for a, b in zip(losses(one), losses(other), strict=True):
         assert a.keys() == b.keys()
         assert all(a[k] == pytest.approx(b[k], rel=1e-4) for k in a if k != "elapsed_s")
 
@@ -139,13 +113,13 @@ def test_processes_together_train_what_one_trains(tmp_path: Path, recipe: str, s
     folder = tmp_path / "many"
     assert run_together(size, folder, lambda: train(folder, config)) == []
     assert_same_training(tmp_path / "one", folder)
-    assert len(log_of(folder)) == 6
+    assert len(losses(folder)) == 6
 
 
 def gradients(folder: Path, config: TrainConfig) -> dict[str, torch.Tensor]:
     """Return the gradients of the first step, None left out."""
     team = Ranks() if dist.is_initialized() else None
-    trainer = Trainer(make_space(), CountingTask(), config, folder, 3, 1e9, team)
+    trainer = Trainer(make_space(), PartlyScored(), config, folder, 3, 1e9, team)
     trainer.restore()
     trainer.step()
     params = dict(trainer.supernet.named_parameters())
@@ -197,7 +171,7 @@ def test_the_clock_of_the_first_process_counts(tmp_path: Path) -> None:
 
     def work() -> None:
         train_supernet(
-            make_space(), CountingTask(), config, tmp_path / "run", seed=0, team=Ranks(),
+            make_space(), PartlyScored(), config, tmp_path / "run", seed=0, team=Ranks(),
             budget_s=0.3 if dist.get_rank() == 0 else 1e9, reporter=Reporter(quiet=True),
         )  # fmt: skip
 
@@ -255,7 +229,7 @@ def test_rows_without_a_target_need_no_process(tmp_path: Path) -> None:
 
     train_classes(tmp_path / "one")
     assert run_together(5, tmp_path / "many", lambda: train_classes(tmp_path / "many")) == []
-    for a, b in zip(log_of(tmp_path / "one"), log_of(tmp_path / "many"), strict=True):
+    for a, b in zip(losses(tmp_path / "one"), losses(tmp_path / "many"), strict=True):
         assert a["largest"] == pytest.approx(b["largest"], rel=1e-4)
 
 

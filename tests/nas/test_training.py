@@ -21,44 +21,17 @@ from searchspace.errors import UserError
 from searchspace.family import Family
 from searchspace.space import SearchSpace
 from searchspace.supernet import Supernet
+from tests.counting_task import VOCAB, CountingTask, losses, make_space
 
 CONFIG = TrainConfig(num_steps=6, batch_size=2, precision="fp32", warmup_steps=2)
-VOCAB = 32
 STAGES = replace(
     CONFIG, first_stage_share=0.5, importance_ordering=True, attention_transfer_steps=2
 )
-SPACE = {
-    "name": "test",
-    "d_model": [32, 16],
-    "head_dim": 8,
-    "num_layers": 2,
-    "layers": {
-        "heads": [[4, 2], [2, 1]],
-        "position": ["rope"],
-        "intermediate_size": [48, 16],
-        "norm": ["rmsnorm", "layernorm"],
-        "mixer": {"softmax": {}, "linear_elu": {}, "gla": {}},
-    },
-}
-
-
-class CountingTask:
-    """The next token is the last one plus one."""
-
-    seq_len = 12
-
-    def train_batch(
-        self, step: int, batch_size: int, seed: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        generator = torch.Generator().manual_seed(1000 * seed + step)
-        first = torch.randint(0, VOCAB, (batch_size, 1), generator=generator)
-        tokens = (first + torch.arange(self.seq_len + 1)) % VOCAB
-        return tokens[:, :-1], tokens[:, 1:]
 
 
 @pytest.fixture
 def space() -> SearchSpace:
-    return SearchSpace.from_dict(SPACE, VOCAB)
+    return make_space()
 
 
 def train(
@@ -68,10 +41,6 @@ def train(
         space, CountingTask(), config, folder, seed=3, budget_s=1e9, reporter=Reporter(quiet=True)
     )
     return supernet.state_dict()
-
-
-def losses(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 class Stopped(BaseException):
