@@ -6,8 +6,10 @@ Letters: N labels, M candidates, P columns, F random features.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from predictors.models.base import FloatArray
 
@@ -107,6 +109,7 @@ class RandomFeatures:
         """Return the features of phi (M, P), shape (M, F)."""
         return self.of_angle(phi @ self.frequencies)
 
-    def of_angle(self, angle: FloatArray) -> FloatArray:
-        """Return the features where ``phi @ frequencies`` (M, F) is known, shape (M, F)."""
-        return np.asarray(self.amplitude * np.cos(angle + self.phases))
+    def of_angle(self, angle: NDArray[Any]) -> NDArray[Any]:
+        """Return the features where ``phi @ frequencies`` (M, F) is known, same shape and dtype."""
+        shifted = angle + self.phases.astype(angle.dtype)
+        return np.asarray(angle.dtype.type(self.amplitude) * np.cos(shifted, out=shifted))
