@@ -114,6 +114,11 @@ def usable_processors() -> int:
     return os.cpu_count() or 1
 
 
+def child_environment() -> dict[str, str]:
+    """Return an environment in which a new Python process finds the packages that this one has."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
 def tune_allocator() -> bool:
     """Make glibc keep freed memory; returns whether it could be done."""
     foreign = any(name in os.environ.get("LD_PRELOAD", "") for name in ("jemalloc", "tcmalloc"))

@@ -172,12 +172,15 @@ class ExportConfig:
         test_tokens: tokens of the test files for the final losses.
         rewrites: names in `searchspace.rewrites.REWRITES` (``layernorm_to_rmsnorm``), applied to
             the exported networks that they fit; `export.json` says which do not, and why.
+        formats: names in `nas.export.EXPORTERS`; what does not fit a network, or lacks a package,
+            is left out, and `export.json` says why.
     """
 
     choose: tuple[str, ...] = ("all",)
     front_size: int = 16
     test_tokens: int = 32_768
     rewrites: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ("hf",)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from nas.candidates import Objectives, Prices, SpaceCodec, metrics_of
 from nas.cluster.device_prices import known_metrics, objectives_for
 from nas.config import ExperimentConfig, default_workloads
 from nas.evaluation import evaluation_amount
-from nas.export import ExportSource, export_subnet
+from nas.export.checker import Checker
+from nas.export.delivery import ExportSource, export_subnet
 from nas.front import FrontSources, measure_front, write_front
 from nas.progress import Reporter
 from nas.run_folder import RunFolder
@@ -366,13 +367,14 @@ class Pipeline:
     def _export_subnets(self, front: dict[str, Any], items: list[Evaluated]) -> None:
         amount = evaluation_amount(self.task, self.config.export.test_tokens // 4)
         rewrites = self.config.export.rewrites
-        source = ExportSource(self.supernet, self.task, amount, rewrites)
+        formats = self.config.export.formats
+        source = ExportSource(self.supernet, self.task, amount, rewrites, formats)
         records = {r["arch_id"]: r for group in front["groups"].values() for r in group}
         wanted = self._chosen(front, items)
-        with self.reporter.bar("export") as bar:
+        with self.reporter.bar("export") as bar, Checker() as checker:
             for index, arch in enumerate(wanted):
                 folder = self.folder.subnets / arch.id
-                export_subnet(source, arch, folder, records.get(arch.id, {}))
+                export_subnet(source, arch, folder, records.get(arch.id, {}), checker)
                 bar.update((index + 1) / len(wanted))
 
     def _chosen(self, front: dict[str, Any], items: list[Evaluated]) -> list[Arch]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from hw_profiles.process import usable_processors
+from hw_profiles.process import child_environment, usable_processors
 from nas.pipeline import Pipeline
 from nas.search_stage import join_search
 from nas.search_view import search_view
@@ -94,7 +93,7 @@ def _start(folder: Path, index: int, num_workers: int, budget_s: float) -> Worke
     threads = max(1, usable_processors() // num_workers)
     command = [sys.executable, "-m", "nas.search_worker", str(folder)]
     command += ["--threads", str(threads), "--budget-s", str(budget_s)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = child_environment()
     with log.open("wb") as stream:
         return Worker(index, _popen(command, stream, environment), log)
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from nas import export
-from nas.export import ExportFailed, ExportSource, export_subnet
+from nas.export import EXPORTERS, Exporter, ExportFailed, Handover, delivery
+from nas.export.checker import Checker
+from nas.export.delivery import ExportSource, export_subnet, handover_of
+from nas.export.huggingface import HuggingFaceExporter
+from nas.export.reference import Reference
 from nas.generation import generate_text, generate_tokens
 from nas.tasks import TaskConfig, prepare_task
 from nas.tasks.language_model import LanguageModelTask
@@ -23,47 +28,107 @@ from searchspace.subnet import Subnet
 from searchspace.supernet import Supernet
 
 
+@pytest.fixture(scope="module")
+def checker() -> Iterator[Checker]:
+    with Checker() as checker:
+        yield checker
+
+
 @pytest.fixture
 def source(supernet: Supernet, task: LanguageModelTask) -> ExportSource:
     return ExportSource(supernet, task, 512)
 
 
 def test_exported_folders_load_without_the_supernet_and_say_what_was_verified(
-    source: ExportSource, space: SearchSpace, tmp_path: Path
+    checker: Checker, source: ExportSource, space: SearchSpace, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(1)
     inputs = torch.randint(0, space.vocab_size, (2, 33))
     for arch in [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(6))]:
         folder = tmp_path / arch.id
-        content = export_subnet(source, arch, folder, {"measured": {"loss": 1.0}})
-        assert sorted(p.name for p in folder.iterdir()) == [
-            "config.json", "export.json", "model.safetensors", "tokenizer.json",
-        ]  # fmt: skip
+        content = export_subnet(source, arch, folder, {"measured": {"loss": 1.0}}, checker)
+        names = {path.name for path in folder.iterdir()}
+        assert {
+            "config.json", "export.json", "model.safetensors", "tokenizer.json", "README.md",
+        } <= names  # fmt: skip
+        assert not any(name.startswith(".") for name in names)
         assert json.loads((folder / "export.json").read_text()) == content
-        assert content["verified"]["max_extracted_logit_difference"] == 0.0
+        assert content["formats"]["hf"]["verified"]["loss"] == pytest.approx(
+            content["supernet_loss"], rel=1e-5
+        )
         loaded = Subnet.load(folder)
         with torch.inference_mode():
             packed = source.supernet.extract(arch).pack()(inputs)
             assert torch.equal(loaded(inputs), packed)
-        assert loaded.weight_bytes() == content["verified"]["weight_bytes"]
+        assert loaded.weight_bytes() == content["weight_bytes"]
         size = (folder / "model.safetensors").stat().st_size
         assert loaded.weight_bytes() <= size < loaded.weight_bytes() + 20_000
 
 
+class _Wrong(HuggingFaceExporter):
+    """Writes another network than it was given."""
+
+    def write(self, handover: Handover, folder: Path) -> Mapping[str, Any]:
+        handover.subnet.ends.head.weight.mul_(1.001)
+        return super().write(handover, folder)
+
+
+class _Unloadable(HuggingFaceExporter):
+    def write(self, handover: Handover, folder: Path) -> Mapping[str, Any]:
+        facts = super().write(handover, folder)
+        (folder / "model.safetensors").write_bytes(b"nothing")
+        return facts
+
+
+@pytest.mark.parametrize(
+    ("exporter", "sentence"),
+    [(_Wrong, "hf of .* differs: logits differ by"), (_Unloadable, "hf does not run when loaded")],
+)
 def test_a_folder_that_fails_verification_is_not_left_behind(
-    source: ExportSource, space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exporter: type[Exporter],
+    sentence: str,
+    source: ExportSource,
+    space: SearchSpace,
+    checker: Checker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(export, "_max_difference", lambda found, expected: 1.0)
-    with pytest.raises(ExportFailed, match="extracted network differs"):
-        export_subnet(source, space.largest(), tmp_path / "net", {})
+    monkeypatch.setitem(EXPORTERS, "hf", exporter)
+    with pytest.raises(ExportFailed, match=sentence):
+        export_subnet(source, space.largest(), tmp_path / "net", {}, checker)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damaged_and_foreign_folders_are_refused(
+def test_a_format_that_ends_its_process_fails_and_the_next_one_is_checked(
     source: ExportSource, space: SearchSpace, tmp_path: Path
 ) -> None:
+    handover, _ = handover_of(source, space.smallest())
+    network = source.supernet.view(space.smallest())
+    Reference.of(network, source.task, 64).write(tmp_path / "reference")
+    HuggingFaceExporter().write(handover, tmp_path)
+    with Checker() as checker:
+        found = checker.check(HuggingFaceExporter(), tmp_path, tmp_path / "reference")
+        assert max(found["differences"]) < 1e-5 and found["decode_ms"] > 0
+        assert checker._process is not None
+        checker._process.kill()
+        checker._process.wait()
+        again = checker.check(HuggingFaceExporter(), tmp_path, tmp_path / "reference")
+        assert again["differences"] == found["differences"]
+        unknown = type("Unknown", (HuggingFaceExporter,), {"name": "unknown"})()
+        with pytest.raises(ExportFailed, match="process that loads unknown ended: .*KeyError"):
+            checker.check(unknown, tmp_path, tmp_path / "reference")
+
+
+def test_an_unknown_format_is_refused(source: ExportSource) -> None:
+    with pytest.raises(UserError, match=r"unknown export format 'onx'"):
+        replace(source, formats=("onx",)).exporters()
+
+
+def test_damaged_and_foreign_folders_are_refused(
+    checker: Checker, source: ExportSource, space: SearchSpace, tmp_path: Path
+) -> None:
     folder = tmp_path / "net"
-    export_subnet(source, space.smallest(), folder, {})
+    export_subnet(source, space.smallest(), folder, {}, checker)
     weights, config = folder / "model.safetensors", folder / "config.json"
     whole, text = weights.read_bytes(), config.read_text()
     weights.write_bytes(whole[: len(whole) // 2])
@@ -98,9 +163,9 @@ def test_greedy_generation_equals_the_whole_forward_pass_each_time(
 
 
 def test_text_is_streamed_and_reproducible(
-    source: ExportSource, space: SearchSpace, tmp_path: Path
+    checker: Checker, source: ExportSource, space: SearchSpace, tmp_path: Path
 ) -> None:
-    export_subnet(source, space.smallest(), tmp_path / "net", {})
+    export_subnet(source, space.smallest(), tmp_path / "net", {}, checker)
     first = list(generate_text(tmp_path / "net", "def ", 12, seed=4))
     assert len(first) >= 12
     assert first == list(generate_text(tmp_path / "net", "def ", 12, seed=4))
@@ -122,7 +187,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("preset", FAMILIES)
 def test_networks_of_every_family_and_precision_are_exported_and_say_what_they_are_for(
-    preset: str, tmp_path: Path
+    preset: str, checker: Checker, tmp_path: Path
 ) -> None:
     config, sentence = FAMILIES[preset]
     task = prepare_task(config, tmp_path / "task")
@@ -134,10 +199,11 @@ def test_networks_of_every_family_and_precision_are_exported_and_say_what_they_a
         arch = space.uniform(
             mixer_precision=precision, ffn_precision=precision, norm=next(norms), depth=2
         )
-        verified = export_subnet(source, arch, tmp_path / "net", {})["verified"]
-        assert verified["max_extracted_logit_difference"] == 0.0
-        assert ("simulated_loss" in verified) == (precision != "fp32")
-        assert ("state_bytes_per_sequence" in verified) == arch.family.causal
+        content = export_subnet(source, arch, tmp_path / "net", {}, checker)
+        verified = content["formats"]["hf"]["verified"]
+        assert ("decode_ms" in verified) == arch.family.causal
+        assert verified["loss"] == pytest.approx(content["supernet_loss"], rel=0.01)
+        assert ("state_bytes_per_sequence" in content) == arch.family.causal
     facts = json.loads((tmp_path / "net" / "config.json").read_text())["task"]
     assert facts.get("classes") == (None if arch.family.causal else list("0123456789"))
     assert not (tmp_path / "net" / "tokenizer.json").exists()
@@ -153,28 +219,32 @@ def test_networks_of_every_family_and_precision_are_exported_and_say_what_they_a
 
 
 def test_a_low_precision_that_loses_too_much_is_not_handed_over(
-    source: ExportSource, space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: ExportSource,
+    space: SearchSpace,
+    checker: Checker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arch = space.uniform(mixer_precision="int8", ffn_precision="int8")
-    losses = iter([2.0, 2.03])
-    monkeypatch.setattr(export, "held_out_loss", lambda *arguments: next(losses))
-    with pytest.raises(ExportFailed, match="loss in low precision"):
-        export_subnet(source, arch, tmp_path / "net", {})
+    found = delivery.held_out_loss
+    monkeypatch.setattr(delivery, "held_out_loss", lambda *given: 1.011 * found(*given))
+    with pytest.raises(ExportFailed, match=r"the loss is \d\.\d+, in the supernet"):
+        export_subnet(source, arch, tmp_path / "net", {}, checker)
 
 
 def test_rewrites_are_applied_where_they_fit_and_refused_with_the_reason(
-    task: LanguageModelTask, tmp_path: Path
+    task: LanguageModelTask, checker: Checker, tmp_path: Path
 ) -> None:
     space = SearchSpace.load("decoder-tiny", task.vocab_size)
     space = replace(space, family=replace(space.family, final_norm="layernorm"))
     supernet = Supernet(space, torch.Generator().manual_seed(0))
     source = ExportSource(supernet, task, 256, ("layernorm_to_rmsnorm",))
     fitting = space.uniform(depth=2)
-    content = export_subnet(source, fitting, tmp_path / "fitting", {})
+    content = export_subnet(source, fitting, tmp_path / "fitting", {}, checker)
     assert content["rewrites"] == ["layernorm_to_rmsnorm"] and not content["rewrites_refused"]
     norms = {type(b.norm).__name__ for b in Subnet.load(tmp_path / "fitting").blocks.values()}
     assert norms == {"RMSNorm"}
     other = space.uniform(depth=2, ffn_precision="int8")
-    content = export_subnet(source, other, tmp_path / "other", {})
+    content = export_subnet(source, other, tmp_path / "other", {}, checker)
     assert content["rewrites"] == []
     assert "int8" in content["rewrites_refused"]["layernorm_to_rmsnorm"]

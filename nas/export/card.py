@@ -1,0 +1,67 @@
+"""The model card: what a folder holds, how it is loaded, and what was measured of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from searchspace.arch import Arch
+from searchspace.files import write_text
+
+CARD = "README.md"
+
+
+def write_card(folder: Path, arch: Arch, content: Mapping[str, Any]) -> None:
+    """Write the card.
+
+    Args:
+        folder: of the subnetwork.
+        arch: the network.
+        content: that of `export.json`.
+    """
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [hwnas]",
+        "---",
+        f"# Subnetwork {arch.id}",
+        "",
+        f"A {arch.family.kind} of {arch.depth} layers and width {arch.d_model}, found by "
+        "hardware-aware architecture search.",
+        "",
+        *_layers(arch),
+        "",
+        f"Loss on held-out data, in nats per {content['unit']}; latencies in ms, on the machine "
+        "that exported it, of one sequence:",
+        "",
+        *_formats(content),
+        "",
+    ]
+    write_text(folder / CARD, "\n".join(lines))
+
+
+def _layers(arch: Arch) -> list[str]:
+    rows = ["| layer | mixer | FFN | norm |", "|---|---|---|---|"]
+    for index, layer in enumerate(arch.layers):
+        if layer.skip:
+            continue
+        mixer = f"{layer.mixer}, {layer.num_heads} heads, {layer.mixer_precision}"
+        ffn = f"{layer.ffn}, {layer.intermediate_size} wide, {layer.ffn_precision}"
+        rows.append(f"| {index} | {mixer} | {ffn} | {layer.norm} |")
+    return rows
+
+
+def _formats(content: Mapping[str, Any]) -> list[str]:
+    rows = ["| format | MB | loss | prefill | decode |", "|---|---|---|---|---|"]
+    for name, facts in content["formats"].items():
+        if "refused" in facts:
+            rows.append(f"| {name} | - | left out: {facts['refused']} | - | - |")
+            continue
+        found = facts["verified"]
+        decode = f"{found['decode_ms']:.2f}" if "decode_ms" in found else "-"
+        rows.append(
+            f"| {name} | {found['file_bytes'] / 1e6:.2f} | {found['loss']:.4f} | "
+            f"{found['prefill_ms']:.2f} | {decode} |"
+        )
+    return rows

@@ -1,0 +1,205 @@
+"""Writing a subnetwork's folder: every format, verified in another process, or nothing at all."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas.calibration import calibrated_extract, calibrated_view, needs_calibration
+from nas.evaluation import held_out_loss
+from nas.export import DEFAULT_FORMATS, EXPORTERS
+from nas.export.base import Exporter, ExportFailed, Handover
+from nas.export.card import write_card
+from nas.export.checker import Checker
+from nas.export.reference import Reference
+from nas.tasks.base import Task
+from nas.tasks.labelled import LabelledTask
+from nas.tasks.language_model import LanguageModelTask
+from searchspace.arch import Arch
+from searchspace.errors import UserError, unknown
+from searchspace.files import temporary_name, write_json
+from searchspace.rewrites import rewrite
+from searchspace.subnet import state_bytes
+from searchspace.supernet import Supernet
+
+MAX_OTHER_ORDER_DIFFERENCE = 1e-4
+"""Allowed where sums are taken in another order: token by token, folded norms, rewrites."""
+MAX_ROUNDED_LOSS_SHARE = 0.01
+"""By which the loss may differ from the one that the supernet simulates, as a share of it."""
+REFERENCE_FILE = ".reference.safetensors"
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """Where exported networks come from.
+
+    Args:
+        supernet: the trained weights.
+        task: for tokenizer and held-out data.
+        amount: how much of the test split the verified loss is of; see `Task`.
+        rewrites: names in `searchspace.rewrites.REWRITES`, applied to networks that they fit.
+        formats: names in `EXPORTERS`; ``hf`` is always written.
+    """
+
+    supernet: Supernet
+    task: Task
+    amount: int
+    rewrites: tuple[str, ...] = ()
+    formats: tuple[str, ...] = DEFAULT_FORMATS
+
+    def exporters(self) -> list[Exporter]:
+        """Return the formats' exporters, ``hf`` first.
+
+        Raises:
+            UserError: for an unknown format.
+        """
+        for name in self.formats:
+            if name not in EXPORTERS:
+                raise unknown("export format", name, EXPORTERS)
+        return [EXPORTERS[name]() for name in dict.fromkeys(("hf", *self.formats))]
+
+
+def export_subnet(
+    source: ExportSource, arch: Arch, folder: Path, record: Mapping[str, Any], checker: Checker
+) -> dict[str, Any]:
+    """Write a subnetwork's folder, verify every artefact, and only then put it in place.
+
+    Args:
+        source: trained weights and task.
+        arch: what to export.
+        folder: `subnets/<arch_id>`; replaced if it exists.
+        record: the measured figures of the final front, kept in `export.json`.
+        checker: loads and runs the artefacts.
+
+    Returns:
+        The content of `export.json`.
+
+    Raises:
+        ExportFailed: when an artefact cannot be made or differs from the supernet.
+        UserError: when the folder cannot be written to.
+    """
+    temporary = temporary_name(folder)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        content = _write(source, arch, temporary, checker)
+        content |= {name: record.get(name, {}) for name in ("measured", "predicted")}
+        write_json(temporary / "export.json", content)
+        write_card(temporary, arch, content)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder}: {error.strerror or error}; choose another folder or make room"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return content
+
+
+def _write(source: ExportSource, arch: Arch, folder: Path, checker: Checker) -> dict[str, Any]:
+    """Write and verify all formats; returns what `export.json` says of them."""
+    handover, refused = handover_of(source, arch)
+    shared = calibrated_view(source.supernet, arch, source.task).eval()
+    reference = Reference.of(shared, source.task, source.amount)
+    _check_extraction(source, arch, reference)
+    simulated = held_out_loss(shared, reference.batches, source.task)
+    reference.write(folder / REFERENCE_FILE)
+    formats: dict[str, Any] = {}
+    for exporter in source.exporters():
+        if reason := exporter.missing() or exporter.refusal(handover):
+            formats[exporter.name] = {"refused": reason}
+            continue
+        place = folder / exporter.folder
+        before = _files(place)
+        place.mkdir(exist_ok=True)
+        facts = exporter.write(handover, place)
+        found = checker.check(exporter, place, folder / REFERENCE_FILE)
+        found["file_bytes"] = sum(p.stat().st_size for p in _files(place) - before)
+        _judge(exporter, arch, handover, found, simulated)
+        formats[exporter.name] = {**facts, "verified": found}
+    (folder / REFERENCE_FILE).unlink()
+    about: dict[str, Any] = {"weight_bytes": handover.subnet.weight_bytes()}
+    if arch.family.causal:
+        state = handover.subnet.init_state(1, source.task.seq_len)
+        about["state_bytes_per_sequence"] = state_bytes(state)
+    return {
+        "arch_id": arch.id,
+        "unit": source.task.unit,
+        "rewrites": list(handover.rewrites),
+        "rewrites_refused": refused,
+        "supernet_loss": simulated,
+        **about,
+        "torch_version": torch.__version__,
+        "formats": formats,
+    }
+
+
+def handover_of(source: ExportSource, arch: Arch) -> tuple[Handover, dict[str, str]]:
+    """Return what exporters are given, and the rewrites that do not fit with their reasons."""
+    task = source.task
+    about: dict[str, Any] = {
+        "unit": task.unit,
+        "vocab_size": task.vocab_size,
+        "seq_len": task.seq_len,
+    }
+    if isinstance(task, LabelledTask):
+        about["classes"] = list(task.labels)
+    tokenizer = task.tokenizer if isinstance(task, LanguageModelTask) else None
+    subnet = calibrated_extract(source.supernet, arch, task)
+    refused: dict[str, str] = {}
+    for name in source.rewrites:
+        try:
+            rewrite(subnet, name)
+        except UserError as error:
+            refused[name] = str(error)
+    applied = tuple(name for name in source.rewrites if name not in refused)
+    packed = subnet.pack().eval().requires_grad_(False)
+    return Handover(packed, about, tokenizer, applied), refused
+
+
+def _check_extraction(source: ExportSource, arch: Arch, reference: Reference) -> None:
+    """Raise `ExportFailed` unless the network, taken out, computes what it does in the supernet."""
+    own = calibrated_extract(source.supernet, arch, source.task).eval()
+    with torch.inference_mode():
+        worst = max(float((own(x) - expected).abs().max()) for x, expected in reference.logits)
+    if worst != 0.0:
+        raise ExportFailed(f"{arch.id}, taken out of the supernet, differs from it by {worst:.2g}")
+
+
+def _judge(
+    exporter: Exporter, arch: Arch, handover: Handover, found: dict[str, Any], simulated: float
+) -> None:
+    """Raise `ExportFailed` unless an artefact computes what the supernet does."""
+    exact = is_fp32(arch) and math.isfinite(exporter.max_difference)
+    problems = []
+    if exact:
+        other_order = needs_calibration(arch) or bool(handover.rewrites)
+        allowed = max(exporter.max_difference, MAX_OTHER_ORDER_DIFFERENCE * other_order)
+        worst = max(found["differences"])
+        if not worst <= allowed:
+            problems.append(f"logits differ by {worst:.2g} of the largest, allowed is {allowed}")
+        step = found.get("step_difference", 0.0)
+        if not step <= max(exporter.max_difference, MAX_OTHER_ORDER_DIFFERENCE):
+            problems.append(f"token by token the logits differ by {step:.2g}")
+    if not abs(found["loss"] - simulated) <= MAX_ROUNDED_LOSS_SHARE * abs(simulated):
+        problems.append(f"the loss is {found['loss']:.4f}, in the supernet {simulated:.4f}")
+    if problems:
+        raise ExportFailed(f"{exporter.name} of {arch.id} differs: {'; '.join(problems)}")
+
+
+def is_fp32(arch: Arch) -> bool:
+    """Whether all weights of an arch are stored as they are."""
+    used = {p for layer in arch.layers for p in (layer.mixer_precision, layer.ffn_precision)}
+    return used <= {"fp32"}
+
+
+def _files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
