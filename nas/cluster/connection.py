@@ -126,6 +126,12 @@ def _explained(ray: ModuleType, where: str, error: Exception) -> UserError:
         )
     if isinstance(error, ray.exceptions.AuthenticationError):
         return UserError(f"the Ray cluster at {where} refuses the token; {TOKEN_HOW_TO}")
+    if where not in (AUTO, LOCAL) and "Failed to connect" in text:
+        # The address answered before, so it is there; Ray logs why it is refused, but does not say.
+        return UserError(
+            f"the Ray cluster at {where} answers and lets nobody in, as it does with a wrong or "
+            f"missing token; {TOKEN_HOW_TO}"
+        )
     if where == AUTO:
         return UserError(f"no Ray cluster runs on this machine; {HOW_TO}")
     first = (text or type(error).__name__).splitlines()[0]

@@ -221,3 +221,25 @@ def test_a_node_is_killed_and_then_the_head_and_the_same_command_ends_the_search
     # Only what was under way when the node or the head was killed was begun again.
     starts = Counter(arch_id for word, _, arch_id in lines(tmp_path) if word == "start")
     assert sum(count - 1 for count in starts.values()) <= 2 + 4
+
+
+def test_a_wrong_token_is_told_from_an_absent_cluster() -> None:
+    program = (
+        "import sys\n"
+        "from nas.cluster.connection import connect\n"
+        "from searchspace.errors import UserError\n"
+        "try:\n"
+        "    with connect(sys.argv[1]): print('let in')\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+    )
+    with local_cluster([{"num_cpus": 1}]) as cluster:
+        done = subprocess.run(
+            [sys.executable, "-c", program, cluster.address],
+            env={**os.environ, "RAY_AUTH_TOKEN": "0" * 64},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert "as it does with a wrong or missing token; run `ray get-auth-token" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
