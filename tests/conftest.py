@@ -11,6 +11,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    # Kernels run in Triton's interpreter; it reads this when the first one is defined.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Small tensors gain nothing from threads, and threads that wait for each other on busy cores were
 # measured to make tests eight times slower.
 torch.set_num_threads(1)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nas_kernels.constants import cached_constant
 from nas_kernels.precision import at_least_fp32, without_autocast
+from nas_kernels.recurrence import before_each, delta_states, recorded
 
 CHUNK = 32
 
@@ -52,7 +53,7 @@ def delta_rule(
 def _chunks(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     (batch, heads, tokens, key_dim), groups = q.shape, k.shape[1]
     repeats = heads // groups
-    chunk = min(CHUNK, 1 << (tokens - 1).bit_length())
+    chunk = CHUNK if recorded() else min(CHUNK, 1 << (tokens - 1).bit_length())
     num_chunks = -(-tokens // chunk)
     # Padded tokens have beta = 0 and k = 0: they change nothing.
     pad = num_chunks * chunk - tokens
@@ -65,15 +66,26 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor) -> tup
     overlap = (k_beta @ k_KC).masked_fill(_later(chunk, 1, True, q.device), 0.0)
     inverse = _unit_lower_inverse(overlap)
     corrections, values = inverse @ k_beta, inverse @ (v * beta)
+    before, written, last = _chunk_states(k_KC, corrections, values, state)
+    scores = (q @ k_KC).masked_fill(_later(chunk, repeats, False, q.device), 0.0)
+    out = q @ before + scores @ written
+    out = out.unflatten(3, (repeats, chunk)).transpose(2, 3)
+    return out.reshape(batch, heads, num_chunks * chunk, -1)[:, :, :tokens], last
+
+
+def _chunk_states(
+    k_KC: Tensor, corrections: Tensor, values: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the states before every chunk, what each writes, and the state after the last."""
+    if recorded():
+        states, all_written = delta_states(k_KC, corrections, values, state)
+        return before_each(states, state, 2), all_written, states[:, :, -1]
     before, written = [], []
-    for n in range(num_chunks):
+    for n in range(values.shape[2]):
         before.append(state)
         written.append(values[:, :, n] - corrections[:, :, n] @ state)
         state = state + k_KC[:, :, n] @ written[-1]
-    scores = (q @ k_KC).masked_fill(_later(chunk, repeats, False, q.device), 0.0)
-    out = q @ torch.stack(before, dim=2) + scores @ torch.stack(written, dim=2)
-    out = out.unflatten(3, (repeats, chunk)).transpose(2, 3)
-    return out.reshape(batch, heads, num_chunks * chunk, -1)[:, :, :tokens], state
+    return torch.stack(before, dim=2), torch.stack(written, dim=2), state
 
 
 def _unit_lower_inverse(lower_CC: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nas_kernels.bf16_linear import bf16_linear, fresh_bf16_rows
+from nas_kernels.dispatch import AUTO, use_triton
 from nas_kernels.fallback import report_fallback
 from nas_kernels.int4_linear.ref import (
     GROUP,
@@ -50,9 +51,12 @@ class Int4Kernel(NamedTuple):
 
 
 def has_kernel(device: torch.device, out_features: int, in_features: int) -> bool:
-    """Whether a weight of this size runs without being dequantised."""
+    """Whether a weight of this size has a `kernel_layout` to run from."""
     if device.type == "cpu" and out_features % KERNEL_ROWS == 0 and in_features % GROUP == 0:
         return True
+    if device.type == "cuda":
+        # There, `int4_linear` has one that reads the stored form.
+        return False
     report_fallback(
         "int4_linear",
         f"the kernel is for CPUs, multiples of {KERNEL_ROWS} rows and of {GROUP} columns",
@@ -73,14 +77,42 @@ def kernel_layout(weight: Int4Weight, in_features: int) -> Int4Kernel:
     return Int4Kernel(packed, scale_zero_NG2.transpose(0, 1).contiguous())
 
 
-def int4_linear(x: Tensor, weight: Int4Weight, kernel: Int4Kernel | None = None) -> Tensor:
-    """Return `x @ weight.T` of shape (..., N) in the dtype of `x`.
+def int4_linear(
+    x: Tensor,
+    weight: Int4Weight,
+    kernel: Int4Kernel | None = None,
+    bias_N: Tensor | None = None,
+    implementation: str = AUTO,
+) -> Tensor:
+    """Return `x @ weight.T + bias` of shape (..., N) in the dtype of `x`.
+
+    `weight` may be the leading rows and columns of a larger one: slices of its three tensors, with
+    at least the bytes and groups that K columns need. Kernels have no gradient; where `x` wants
+    one, the weight is dequantised.
 
     Args:
         x: (..., K), floating point.
         weight: what `quantize_int4` returned.
-        kernel: from `kernel_layout`; without it the weight is dequantised for this call.
+        kernel: from `kernel_layout`, for the CPU's kernel.
+        bias_N: floating point, added to the result.
+        implementation: see `nas_kernels.dispatch.use_triton`.
     """
+    if kernel is None and _use_triton(x, weight, bias_N, implementation):
+        from nas_kernels.int4_linear import triton_kernel
+
+        return triton_kernel.int4_linear(x, weight, bias_N)
+    out = _in_torch(x, weight, kernel)
+    return out if bias_N is None else out + bias_N.to(out.dtype)
+
+
+def _use_triton(x: Tensor, weight: Int4Weight, bias_N: Tensor | None, implementation: str) -> bool:
+    unsupported = "it has no gradient" if torch.is_grad_enabled() and x.requires_grad else None
+    return use_triton(
+        "int4_linear", x, *weight, bias_N, implementation=implementation, unsupported=unsupported
+    )
+
+
+def _in_torch(x: Tensor, weight: Int4Weight, kernel: Int4Kernel | None) -> Tensor:
     if kernel is None:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         return bf16_linear(x, dequantize_int4(weight, x.shape[-1], dtype))

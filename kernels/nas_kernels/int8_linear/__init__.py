@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nas_kernels.dispatch import AUTO, use_triton
 from nas_kernels.fallback import report_fallback
+from nas_kernels.int8_linear import ref
 from nas_kernels.int8_linear.ref import (
     QuantizedActivations,
     fake_quantize_activations,
     fake_quantize_weight,
     int8_linear_ref,
-    quantize_activations,
     quantize_weight,
 )
 
@@ -26,8 +27,44 @@ __all__ = [
 ]
 
 
-def int8_linear(x: QuantizedActivations, weight_NK: Tensor, scale_N: Tensor) -> Tensor:
-    """Return `x @ weight.T` of shape (..., N), in the dtype that was quantised.
+def quantize_activations(
+    x: Tensor, in_features: int | None = None, implementation: str = AUTO
+) -> QuantizedActivations:
+    """Quantise the leading columns of `x` with one scale per row, of at least fp32.
+
+    The kernel reads wider rows through their stride and gives the reference's values bit for bit.
+
+    Args:
+        x: (..., at least K), floating point.
+        in_features: K; all columns by default.
+        implementation: see `nas_kernels.dispatch.use_triton`.
+    """
+    in_features = x.shape[-1] if in_features is None else in_features
+    if in_features > x.shape[-1]:
+        raise ValueError(f"in_features={in_features} is more than the {x.shape[-1]} columns given")
+    unsupported = "it has no gradient" if _wants_gradient(x) else None
+    if in_features == 0:
+        unsupported = "rows without columns have no scale"
+    if use_triton(
+        "quantize_activations", x, implementation=implementation, unsupported=unsupported
+    ):
+        from nas_kernels.int8_linear import triton_kernel
+
+        return triton_kernel.quantize_activations(x, in_features)
+    return ref.quantize_activations(x[..., :in_features])
+
+
+def int8_linear(
+    x: QuantizedActivations,
+    weight_NK: Tensor,
+    scale_N: Tensor,
+    bias_N: Tensor | None = None,
+    implementation: str = AUTO,
+) -> Tensor:
+    """Return `x @ weight.T + bias` of shape (..., N), in the dtype that was quantised.
+
+    Integer sums are exact, so without a bias all implementations agree bit for bit, up to the
+    order in which the two scales are applied. Inference only: there is no gradient.
 
     `torch._int_mm` was measured to beat the deprecated quantised-tensor operators of PyTorch once
     the activations of several projections are quantised together, needs no packed copy, and is
@@ -37,13 +74,27 @@ def int8_linear(x: QuantizedActivations, weight_NK: Tensor, scale_N: Tensor) -> 
         x: the quantised input of shape (..., K).
         weight_NK: int8 values; strided views are fine.
         scale_N: fp32 scale of each output row, or one for all, of shape (1,).
+        bias_N: floating point, added before the result is rounded.
+        implementation: see `nas_kernels.dispatch.use_triton`.
     """
+    tensors = (x.values_MK, weight_NK, scale_N, x.scale_M1, bias_N)
+    if use_triton("int8_linear", *tensors, implementation=implementation):
+        from nas_kernels.int8_linear import triton_kernel
+
+        return triton_kernel.int8_linear(x, weight_NK, scale_N, bias_N)
     if not _has_kernel(x.values_MK, weight_NK):
-        return int8_linear_ref(x, weight_NK, scale_N)
+        out = int8_linear_ref(x, weight_NK, scale_N)
+        return out if bias_N is None else out + bias_N.to(out.dtype)
     acc_MN = torch._int_mm(x.values_MK, weight_NK.t())
     # Converting first is nearly twice as fast as a product of int32 and fp32.
     out_MN = acc_MN.to(x.scale_M1.dtype).mul_(x.scale_M1).mul_(scale_N)
-    return out_MN.to(x.dtype).view(*x.shape[:-1], -1)
+    if bias_N is not None:
+        out_MN += bias_N
+    return out_MN.to(x.dtype).view(*x.shape[:-1], len(weight_NK))
+
+
+def _wants_gradient(x: Tensor) -> bool:
+    return torch.is_grad_enabled() and x.requires_grad
 
 
 def _has_kernel(values_MK: Tensor, weight_NK: Tensor) -> bool:

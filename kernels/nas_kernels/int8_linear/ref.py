@@ -50,7 +50,7 @@ def int8_linear_ref(x: QuantizedActivations, weight_NK: Tensor, scale_N: Tensor)
     """Return `x @ weight.T` of shape (..., N) from dequantised factors, in `x.dtype`."""
     x_MK = x.values_MK.to(x.scale_M1.dtype) * x.scale_M1
     weight = weight_NK.to(x_MK.dtype) * scale_N.to(x_MK.dtype)[:, None]
-    return (x_MK @ weight.t()).to(x.dtype).view(*x.shape[:-1], -1)
+    return (x_MK @ weight.t()).to(x.dtype).view(*x.shape[:-1], len(weight_NK))
 
 
 def fake_quantize_weight(weight_NK: Tensor) -> Tensor:

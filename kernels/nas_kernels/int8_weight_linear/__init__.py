@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nas_kernels.bf16_linear import bf16_linear, fresh_bf16_rows
+from nas_kernels.dispatch import AUTO, use_triton
 from nas_kernels.fallback import report_fallback
 from nas_kernels.int8_weight_linear.ref import (
     dequantize_rows,
@@ -31,14 +32,37 @@ KERNEL_TOKENS = 8
 KERNEL_COLUMNS, ALIGNMENT = 16, 64
 
 
-def int8_weight_linear(x: Tensor, weight_NK: Tensor, scale_N: Tensor) -> Tensor:
-    """Return `x @ (scale * weight).T` of shape (..., N) in the dtype of `x`.
+def int8_weight_linear(
+    x: Tensor,
+    weight_NK: Tensor,
+    scale_N: Tensor,
+    bias_N: Tensor | None = None,
+    implementation: str = AUTO,
+) -> Tensor:
+    """Return `x @ (scale * weight).T + bias` of shape (..., N) in the dtype of `x`.
+
+    Kernels have no gradient; where `x` wants one, PyTorch's operators run.
 
     Args:
         x: (..., K), floating point.
-        weight_NK: int8, contiguous.
+        weight_NK: int8; strided views, as leading rows and columns of a larger weight, are fine.
         scale_N: bf16 scale of each output row.
+        bias_N: floating point, added to the result.
+        implementation: see `nas_kernels.dispatch.use_triton`.
     """
+    unsupported = "it has no gradient" if torch.is_grad_enabled() and x.requires_grad else None
+    tensors = (x, weight_NK, scale_N, bias_N)
+    if use_triton(
+        "int8_weight_linear", *tensors, implementation=implementation, unsupported=unsupported
+    ):
+        from nas_kernels.int8_weight_linear import triton_kernel
+
+        return triton_kernel.int8_weight_linear(x, weight_NK, scale_N, bias_N)
+    out = _in_torch(x, weight_NK, scale_N)
+    return out if bias_N is None else out + bias_N.to(out.dtype)
+
+
+def _in_torch(x: Tensor, weight_NK: Tensor, scale_N: Tensor) -> Tensor:
     if x.numel() <= KERNEL_TOKENS * x.shape[-1] and _has_kernel(x, weight_NK):
         out_MN = torch._weight_int8pack_mm(fresh_bf16_rows(x), weight_NK, scale_N)
         return out_MN.to(x.dtype).view(*x.shape[:-1], -1)
@@ -49,7 +73,8 @@ def int8_weight_linear(x: Tensor, weight_NK: Tensor, scale_N: Tensor) -> Tensor:
 def _has_kernel(x: Tensor, weight_NK: Tensor) -> bool:
     if x.dtype == torch.float64:
         return False
-    if x.is_cpu and weight_NK.shape[1] % KERNEL_COLUMNS == 0 and _is_aligned(weight_NK):
+    whole = weight_NK.is_contiguous() and weight_NK.shape[1] % KERNEL_COLUMNS == 0
+    if x.is_cpu and whole and _is_aligned(weight_NK):
         return True
     report_fallback(
         "int8_weight_linear",

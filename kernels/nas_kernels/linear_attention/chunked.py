@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nas_kernels.constants import cached_constant
+from nas_kernels.recurrence import SUM, before_each, recorded, recurrence
 
 # exp(-cumulative decay) must stay inside fp32: 32 tokens at MIN_LOG_DECAY give exp(64) = 6e27.
 CHUNK = 64
@@ -113,6 +114,9 @@ def chunk_states(
         first = torch.zeros_like(after[:, :, :1]) if state_BGKV is None else state_BGKV[:, :, None]
         return torch.cat([first, after[:, :, :-1]], dim=2), after[:, :, -1]
     state = torch.zeros_like(update_BGNKV[:, :, 0]) if state_BGKV is None else state_BGKV
+    if recorded():
+        states = recurrence(SUM, decay_BGNE[..., None], update_BGNKV, state, 2)
+        return before_each(states, state, 2), states[:, :, -1]
     before = []
     for n in range(update_BGNKV.shape[2]):
         before.append(state)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nas_kernels.linear_attention.chunked import CHUNK, causal_mask, chunk_states
+from nas_kernels.recurrence import LOG_SUM, before_each, recorded, recurrence
 
 # Inside a chunk `exp(logit - total)` is the product of two factors around a reference between the
 # log-sum at the chunk's first token and its end. They stay inside fp32 (also 64 of them summed) and
@@ -49,7 +50,7 @@ def latent_attention(
     # exp() of it is zero; minus infinity would turn gradients into NaN.
     lowest = torch.finfo(logit_BGTL.dtype).min / 4
     logits = F.pad(logit_BGTL, pad, value=lowest)
-    total = torch.logcumsumexp(logits, dim=2)
+    total = _running_log_sum(logits, chunk, lowest) if recorded() else logits.logcumsumexp(dim=2)
     if state is not None:
         total = torch.logaddexp(total, state[1][:, :, None])
     logits, total = logits.reshape(*split, latents), total.reshape(*split, latents)
@@ -73,3 +74,13 @@ def latent_attention(
     out = out.reshape(batch, groups, num_chunks, repeats, chunk, value_dim).transpose(2, 3)
     out = out.reshape(batch, heads, num_chunks * chunk, value_dim)[:, :, :tokens]
     return out, (last, end[:, :, -1])
+
+
+def _running_log_sum(logits_BGTL: Tensor, chunk: int, lowest: float) -> Tensor:
+    """Return `logcumsumexp` over whole chunks of tokens, of any number."""
+    own = logits_BGTL.unflatten(2, (-1, chunk)).logcumsumexp(dim=3)
+    ends = own[:, :, :, -1]
+    start = torch.full_like(ends[:, :, 0], lowest)
+    ends = recurrence(LOG_SUM, ends.new_zeros(1, 1, 1, 1), ends, start, 2)
+    handed = before_each(ends, start, 2)[:, :, :, None]
+    return torch.logaddexp(own, handed).flatten(2, 3)

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from nas_kernels.recurrence import SUM, in_two_levels, recorded
+
 
 def linear_scan(
     decay_BTC: Tensor, input_BTC: Tensor, state_BC: Tensor | None = None
@@ -32,9 +34,12 @@ def linear_scan(
     if x.shape[1] == 1:
         last = torch.addcmul(x[:, 0], decay[:, 0], state)
         return last[:, None], last
+    if recorded():
+        states = in_two_levels(SUM, decay, x, state)
+        return states, states[:, -1]
     needs_grad = decay.requires_grad or x.requires_grad or state.requires_grad
     if torch.is_grad_enabled() and needs_grad:
-        states: Tensor = _Scan.apply(decay, x, state)
+        states = _Scan.apply(decay, x, state)
     else:
         states = scan_states(decay, x, state)
     # A copy: the last state outlives the others.

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nas_kernels.linear_scan.chunked import reverse_scan, scan_states
+from nas_kernels.recurrence import SUM, in_two_levels, recorded
 
 CHUNK_ELEMENTS = 2**17
 """Numbers in each of a chunk's (B, L, C, S) tensors: they should fit the caches near a core."""
@@ -41,6 +42,8 @@ def selective_scan(
     inputs.append(state.to(dtype))
     if x_BTC.shape[1] == 1:
         return _step(*inputs)
+    if recorded():
+        return _in_one_piece(*inputs)
     if torch.is_grad_enabled() and any(z.requires_grad for z in inputs):
         out, last = _SelectiveScan.apply(*inputs)
         return out, last
@@ -55,6 +58,16 @@ def _step(
     added = (delta * x).transpose(1, 2) * write
     state = torch.addcmul(added, (delta.transpose(1, 2) * a).exp(), state)
     return (state * read).sum(dim=-1)[:, None], state
+
+
+def _in_one_piece(
+    x: Tensor, delta: Tensor, a: Tensor, write: Tensor, read: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute `_forward` for a number of tokens that is not known yet."""
+    decay, added = (delta[..., None] * a).exp(), (delta * x)[..., None] * write[:, :, None]
+    states = in_two_levels(SUM, decay.flatten(2), added.flatten(2), state.flatten(1))
+    h_BTCS = states.unflatten(2, a.shape)
+    return (h_BTCS * read[:, :, None]).sum(dim=-1), h_BTCS[:, -1]
 
 
 def _chunk_size(x_BTC: Tensor, a_CS: Tensor) -> int:

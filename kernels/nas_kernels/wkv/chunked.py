@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nas_kernels.linear_scan import linear_scan
 from nas_kernels.precision import at_least_fp32
+from nas_kernels.recurrence import MAX, in_two_levels, recorded
 
 WKVState = tuple[Tensor, Tensor, Tensor]
 """Numerator and denominator (B, C), both times e^-peak, and the peak (B, C)."""
@@ -85,6 +86,8 @@ def _sums_before(
 @torch.no_grad()
 def _running_peak(k_BTC: Tensor, decay_C: Tensor, peak_BC: Tensor) -> Tensor:
     """Return `max over i <= t of k_i - (t - i) w` by doubling distances, (B, T, C)."""
+    if recorded() and k_BTC.shape[1] != 1:
+        return in_two_levels(MAX, -decay_C[None, None], k_BTC, peak_BC)
     first = torch.maximum(k_BTC[:, 0], peak_BC - decay_C)
     peak = torch.cat([first[:, None], k_BTC[:, 1:]], dim=1)
     distance = 1

@@ -1,0 +1,79 @@
+"""From a chunk of logits to losses, and to the logits' gradients in their place.
+
+A program holds one row and goes through its classes in blocks: once for the logarithm of the sum of
+exponentials, rescaled whenever a larger logit turns up, and once more, out of the cache, for the
+gradients.
+
+Shapes: R rows, V classes, W >= V columns.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nas_kernels.dispatch import interpreting, launching_on
+
+LARGEST_BLOCK = 4096
+"""Classes at a time."""
+INTERPRETED_BLOCK = 64
+
+
+@triton.jit
+def _cross_entropy_kernel(
+    logits_ptr, targets_ptr, scale_ptr, losses_ptr, row_stride, num_classes, width, ignore_index,
+    GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    logits_ptr += row * row_stride
+    target = tl.load(targets_ptr + row)
+    used = target != ignore_index
+    # Finite, so that a block of minus infinities leaves zeros and not NaN.
+    highest = -3.0e38
+    total = 0.0
+    for start in range(0, num_classes, BLOCK):
+        cols = start + tl.arange(0, BLOCK)
+        logits = tl.load(logits_ptr + cols, mask=cols < width, other=0.0).to(tl.float32)
+        logits = tl.where(cols < num_classes, logits, -float("inf"))
+        higher = tl.maximum(highest, tl.max(logits, axis=0))
+        total = total * tl.exp(highest - higher) + tl.sum(tl.exp(logits - higher), axis=0)
+        highest = higher
+    log_sum = highest + tl.log(total)
+    # A target that is no class gives NaN, as nothing outside of the row is read.
+    known = (target >= 0) & (target < num_classes)
+    own = tl.load(logits_ptr + target, mask=used & known, other=float("nan")).to(tl.float32)
+    tl.store(losses_ptr + row, tl.where(used, log_sum - own, 0.0))
+    if GRADIENT:
+        scale = tl.load(scale_ptr)
+        for start in range(0, num_classes, BLOCK):
+            cols = start + tl.arange(0, BLOCK)
+            mask = cols < width
+            logits = tl.load(logits_ptr + cols, mask=mask, other=0.0).to(tl.float32)
+            gradient = tl.exp(logits - log_sum) - tl.where(cols == target, 1.0, 0.0)
+            gradient = tl.where(used & (cols < num_classes), gradient * scale, 0.0)
+            tl.store(logits_ptr + cols, gradient.to(logits_ptr.dtype.element_ty), mask=mask)
+
+
+def cross_entropy_(
+    logits_RW: Tensor,
+    num_classes: int,
+    targets_R: Tensor,
+    scale: Tensor,
+    losses_R: Tensor,
+    ignore_index: int,
+    gradient: bool,
+) -> None:
+    """Do what `chunked.cross_entropy_` does, in one launch."""
+    num_rows, width = logits_RW.shape
+    if num_rows == 0:
+        return
+    largest = INTERPRETED_BLOCK if interpreting() else LARGEST_BLOCK
+    block = min(max(triton.next_power_of_2(num_classes), 16), largest)
+    with launching_on(logits_RW):
+        _cross_entropy_kernel[(num_rows,)](
+            logits_RW, targets_R, scale, losses_R, logits_RW.stride(0), num_classes, width,
+            ignore_index, GRADIENT=gradient, BLOCK=block, num_warps=8 if block > 1024 else 4,
+        )  # fmt: skip
