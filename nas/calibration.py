@@ -40,19 +40,21 @@ def calibrated_view(supernet: Supernet, arch: Arch, task: Task) -> Subnet:
         for module in view.modules():
             for name, buffer in list(module.named_buffers(recurse=False)):
                 module._buffers[name] = buffer.clone()
-        _calibrate(view, task)
+        calibrate(view, task)
     return view
 
 
 def calibrated_extract(supernet: Supernet, arch: Arch, task: Task) -> Subnet:
     """Return a network with its own copy of the weights, ready to be judged or packed."""
     subnet = supernet.extract(arch)
-    if needs_calibration(arch):
-        _calibrate(subnet, task)
+    calibrate(subnet, task)
     return subnet
 
 
-def _calibrate(subnet: Subnet, task: Task) -> None:
+def calibrate(subnet: Subnet, task: Task) -> None:
+    """Give a network that owns its buffers exact running statistics, if its norms have any."""
+    if not needs_calibration(subnet.arch):
+        return
     with recalibrated(subnet):
         for step in range(CALIBRATION_BATCHES):
             inputs, _ = task.train_batch(step, CALIBRATION_BATCH_SIZE, CALIBRATION_SEED)

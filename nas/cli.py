@@ -15,6 +15,12 @@ from typing import TYPE_CHECKING, Any
 from nas._assign_options import add_assign_command
 from nas._cluster_options import add_cluster_command
 from nas._described_command import add_described
+from nas._export_options import (
+    EXPORT_STAGES,
+    add_export_options,
+    export_values,
+    list_formats,
+)
 from nas._profile_options import add_profile_commands, add_profile_options, join_command
 from nas._score_options import add_score_command
 from nas._search_options import (
@@ -24,6 +30,7 @@ from nas._search_options import (
     list_samplers,
     search_values,
 )
+from nas.import_command import add_import_command
 
 if TYPE_CHECKING:
     from nas.config import ExperimentConfig
@@ -77,9 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
         stage.set_defaults(command=_run_stage, stage=name)
         if name in SEARCH_STAGES:
             add_search_options(stage)
+        if name in EXPORT_STAGES:
+            add_export_options(stage)
         if name == "profile":
             add_profile_options(stage, _config_of)
             add_profile_commands(commands)
+    add_import_command(commands)
     add_score_command(commands)
     add_study_command(commands)
     add_assign_command(commands)
@@ -138,12 +148,29 @@ def _add_generate(commands: Any) -> None:
     generate.add_argument("--max-tokens", type=int, default=128)
     generate.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
     generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument(
+        "--draft",
+        metavar="FOLDER|ARCH",
+        help="a smaller exported network, or the id of an arch beside FOLDER, that drafts tokens "
+        "for this one to verify: the same text, faster",
+    )
+    generate.add_argument(
+        "--draft-tokens", type=int, default=8, metavar="K", help="drafted at a time, at most"
+    )
+    generate.add_argument(
+        "--loose",
+        action="store_true",
+        help="with --draft and temperature 0: leave ties within the rounding of a low precision as "
+        "they come out, which is faster and now and then gives another text, as good",
+    )
     generate.set_defaults(command=_generate)
 
 
 def _run_stage(options: argparse.Namespace) -> int:
     if getattr(options, "list_samplers", False):
         return list_samplers(options.json)
+    if getattr(options, "list_formats", False):
+        return list_formats(options.json)
     config = _config_of(options)
     from nas.pipeline import Pipeline
     from nas.progress import Reporter
@@ -176,6 +203,7 @@ def _config_of(options: argparse.Namespace, **more: Any) -> ExperimentConfig:
         out=out,
         seed=options.seed,
         **search_values(options),
+        **export_values(options),
         **more,
     )
 
@@ -225,17 +253,24 @@ def _print_run(run: Any, as_json: bool) -> None:
 
 def _generate(options: argparse.Namespace) -> int:
     from hw_profiles.process import prepare_process
-    from nas.generation import generate_text
+    from nas.generation import generate_text, speculate_text
 
     prepare_process()
-    pieces = generate_text(
-        options.folder, options.prompt, options.max_tokens, options.temperature, options.seed
-    )
+    request = (options.prompt, options.max_tokens, options.temperature, options.seed)
+    speculation = None
+    if options.draft is None:
+        pieces = generate_text(options.folder, *request)
+    else:
+        pieces, speculation = speculate_text(
+            options.folder, options.draft, *request, options.draft_tokens, not options.loose
+        )
     first = next(pieces, "")
     print(options.prompt + first, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
+    if speculation is not None:
+        print(speculation.timed().sentence(), file=sys.stderr)
     return 0
 
 

@@ -47,6 +47,8 @@ class TrainConfig:
             from their exact into their foldable form.
         precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"`` for the faster one here.
         checkpoint_s: seconds between checkpoints.
+        start: a folder that `nas import` wrote; training starts from its weights, and in a training
+            of one stage its largest network is the frozen teacher. Empty for random weights.
 
     Raises:
         UserError: for a share that is none, or a step between two stages where there is only one.
@@ -70,6 +72,7 @@ class TrainConfig:
     norm_anneal_share: float = 0.5
     precision: str = "auto"
     checkpoint_s: float = 20.0
+    start: str = ""
 
     def __post_init__(self) -> None:
         from nas.arch_sampling import ARCH_SAMPLINGS
@@ -174,13 +177,25 @@ class ExportConfig:
             the exported networks that they fit; `export.json` says which do not, and why.
         formats: names in `nas.export.EXPORTERS`; what does not fit a network, or lacks a package,
             is left out, and `export.json` says why.
+        recover_steps: steps that each exported network trains on alone before it is written, 0 for
+            none; `export.json` says what that gained.
+
+    Raises:
+        UserError: for a negative number of steps.
     """
 
     choose: tuple[str, ...] = ("all",)
     front_size: int = 16
     test_tokens: int = 32_768
     rewrites: tuple[str, ...] = ()
-    formats: tuple[str, ...] = ("hf",)
+    formats: tuple[str, ...] = ("hf", "onnx")
+    recover_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.recover_steps < 0:
+            raise UserError(
+                f"export.recover_steps={self.recover_steps} is negative; choose 0 (off) or more"
+            )
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from searchspace.supernet import Supernet
+
+class Trained(Protocol):
+    """What is optimised: a supernet, or one network."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters by name."""
 
 
 class SupernetOptimizer:
@@ -19,12 +25,12 @@ class SupernetOptimizer:
     Loshchilov and Hutter 2017 (AdamW).
 
     Args:
-        supernet: whose maximal parameters are optimised.
+        supernet: whose parameters are optimised, the maximal ones; or a single network.
         matrix_lr: peak learning rate of Muon.
         other_lr: peak learning rate of AdamW.
     """
 
-    def __init__(self, supernet: Supernet, matrix_lr: float, other_lr: float) -> None:
+    def __init__(self, supernet: Trained, matrix_lr: float, other_lr: float) -> None:
         self._names = {param: name for name, param in supernet.named_parameters()}
         matrices = [p for p, name in self._names.items() if is_matrix(name, p)]
         others = [p for p, name in self._names.items() if not is_matrix(name, p)]

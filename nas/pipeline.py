@@ -20,15 +20,12 @@ from hw_profiles.workload import PHASES, Workload
 from nas.candidates import Objectives, Prices, SpaceCodec, metrics_of
 from nas.cluster.device_prices import known_metrics, objectives_for
 from nas.config import ExperimentConfig, default_workloads
-from nas.evaluation import evaluation_amount
-from nas.export.checker import Checker
-from nas.export.delivery import ExportSource, export_subnet
+from nas.export_stage import check_export, export_subnets
 from nas.front import FrontSources, measure_front, write_front
 from nas.progress import Reporter
 from nas.run_folder import RunFolder
 from nas.search_stage import check_feasible, check_sampler, search_stage
 from nas.study import (
-    Evaluated,
     check_storage,
     evaluated,
     nearest,
@@ -41,10 +38,9 @@ from nas.tasks import prepare_task
 from nas.tasks.base import Task
 from nas.training import load_supernet, read_state, train_supernet
 from searchspace.arch import Arch
-from searchspace.errors import UserError, unknown
+from searchspace.errors import UserError
 from searchspace.files import read_json, write_json
 from searchspace.mixers import MIXERS
-from searchspace.rewrites import REWRITES
 from searchspace.space import SearchSpace, read_space
 from searchspace.specs import ABSENT
 from searchspace.supernet import Supernet
@@ -229,9 +225,7 @@ class Pipeline:
         check_storage(self.config.search.storage)
         for name in self.config.search.metrics:
             get_metric(name)
-        for name in self.config.export.rewrites:
-            if name not in REWRITES:
-                raise unknown("export.rewrites", name, REWRITES)
+        check_export(self.config.export)
         phases = [Workload.parse(name).phase for name in self.config.profile.workloads]
         known = ["weight_bytes", "params", "latency_ms"]
         known += [f"{phase}_ms" for phase in phases or PHASES]
@@ -317,7 +311,7 @@ class Pipeline:
             sources, items, codec, self.config.export, self.folder.path, self.reporter
         )
         write_front(self.folder.path, front)
-        self._export_subnets(front, items)
+        export_subnets(self, front, items)
 
     def report(self) -> Path:
         """Write the HTML report."""
@@ -363,35 +357,3 @@ class Pipeline:
         for path in (self.folder.front, self.folder.front.with_suffix(".csv")):
             path.unlink(missing_ok=True)
         raise UserError(f"{sentence}; {self.report()} shows the search")
-
-    def _export_subnets(self, front: dict[str, Any], items: list[Evaluated]) -> None:
-        amount = evaluation_amount(self.task, self.config.export.test_tokens // 4)
-        rewrites = self.config.export.rewrites
-        formats = self.config.export.formats
-        source = ExportSource(self.supernet, self.task, amount, rewrites, formats)
-        records = {r["arch_id"]: r for group in front["groups"].values() for r in group}
-        wanted = self._chosen(front, items)
-        with self.reporter.bar("export") as bar, Checker() as checker:
-            for index, arch in enumerate(wanted):
-                folder = self.folder.subnets / arch.id
-                export_subnet(source, arch, folder, records.get(arch.id, {}), checker)
-                bar.update((index + 1) / len(wanted))
-
-    def _chosen(self, front: dict[str, Any], items: list[Evaluated]) -> list[Arch]:
-        """Return the archs that `export.choose` names, without repeats."""
-        members = {r["arch_id"]: Arch.from_dict(r["arch"]) for r in front["groups"]["front"]}
-        known = {item.arch.id: item.arch for item in items}
-        chosen: dict[str, Arch] = {}
-        for name in self.config.export.choose:
-            if name == "all":
-                chosen |= members
-                continue
-            arch_id = front["chosen"].get(name, name)
-            arch = members.get(arch_id) or known.get(arch_id)
-            if arch is None:
-                raise UserError(
-                    f"export.choose={name!r} is neither all, {', '.join(front['chosen'])} nor the "
-                    "id of an evaluated arch; see front.csv"
-                )
-            chosen[arch.id] = arch
-        return list(chosen.values())

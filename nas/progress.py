@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as _Bars
 
 
 class Progress(Protocol):
@@ -29,6 +32,7 @@ class Reporter:
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
+        self._bars: _Bars | None = None
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -39,9 +43,16 @@ class Reporter:
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Progress]:
-        """Show a progress bar while the block runs."""
+        """Show a progress bar while the block runs, below that of a block around it."""
         if self.quiet:
             yield _Silent()
+            return
+        if self._bars is not None:
+            bar = _Bar(self._bars, title)
+            try:
+                yield bar
+            finally:
+                bar.remove()
             return
         from rich import progress as rich_progress
         from rich.console import Console
@@ -55,17 +66,22 @@ class Reporter:
             rich_progress.TextColumn("{task.fields[text]}"),
         )
         with rich_progress.Progress(*columns, console=console, refresh_per_second=2) as bars:
-            yield _Bar(bars, title)
+            self._bars = bars
+            try:
+                yield _Bar(bars, title)
+            finally:
+                self._bars = None
 
 
 class _Bar:
-    def __init__(self, bars: object, title: str) -> None:
-        from rich.progress import Progress as RichProgress
-
-        assert isinstance(bars, RichProgress)
+    def __init__(self, bars: _Bars, title: str) -> None:
         self._bars = bars
         self._task = bars.add_task(title, total=1.0, text="")
 
     def update(self, done: float, text: str = "") -> None:
         """Move the bar."""
         self._bars.update(self._task, completed=min(done, 1.0), text=text)
+
+    def remove(self) -> None:
+        """Take the bar off the screen."""
+        self._bars.remove_task(self._task)

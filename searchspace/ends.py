@@ -31,13 +31,35 @@ class Position:
         return {}
 
 
+class TiedHead(nn.Module):
+    """The embedding used once more, as output head; it has no parameters of its own.
+
+    Args:
+        ends: whose embedding it is.
+    """
+
+    def __init__(self, ends: Ends) -> None:
+        super().__init__()
+        # In a tuple, so that the ends do not become a child of their own child.
+        self._ends = (ends,)
+
+    @property
+    def weight(self) -> Tensor:
+        """The embedding, (V, D)."""
+        return self._ends[0].embedding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `x` (..., D) to logits (..., V)."""
+        return F.linear(x, self.weight)
+
+
 class Ends(nn.Module):
     """The ends of a decoder, encoder or ViT; see `searchspace.family.Family`.
 
-    The output head is not tied to the embedding. Encoders and ViTs read their classes from the mean
-    over tokens (padding left out) or from a class token in front. Where the family's
-    `embedding_size` E is not `d_model`, all that is embedded has width E, and `embedding_proj`
-    brings it to `d_model`.
+    The output head is tied to the embedding only where the family says so. Encoders and ViTs read
+    their classes from the mean over tokens (padding left out) or from a class token in front, a
+    `pooler` in between where the family has one. Where the family's `embedding_size` E is not
+    `d_model`, all that is embedded has width E, and `embedding_proj` brings it to `d_model`.
 
     Source: Dosovitskiy et al. 2021, section 3.1 (patches, class token); Devlin et al. 2019 (class
     token of an encoder); Lan et al. 2020, "ALBERT", section 3.1 (`embedding_proj`).
@@ -59,14 +81,26 @@ class Ends(nn.Module):
         self.embedding_norm = _norm(family.embedding_norm, width)
         self.embedding_proj = Linear(width, d_model) if width != d_model else None
         self.norm = _norm(family.final_norm, d_model)
-        self.head = Linear(d_model, family.num_classes or spec.vocab_size)
+        self.pooler = Linear(d_model, d_model, bias=True) if family.pooler == "tanh" else None
+        num_outputs = family.num_classes or spec.vocab_size
+        self.head: Linear | TiedHead = (
+            TiedHead(self)
+            if family.tied_head
+            else Linear(d_model, num_outputs, "fp32", family.head_bias)
+        )
 
     @staticmethod
     def param_axes(spec: EndsSpec) -> dict[str, tuple[str, ...]]:
         """Return the named dimension of every axis of every parameter."""
         family, width = spec.family, _embedding_axis(spec)
         out = "num_classes" if family.num_classes else "vocab_size"
-        axes: dict[str, tuple[str, ...]] = {"head.weight": (out, "d_model")}
+        axes: dict[str, tuple[str, ...]] = {}
+        if not family.tied_head:
+            axes["head.weight"] = (out, "d_model")
+        if family.head_bias:
+            axes["head.bias"] = (out,)
+        if family.pooler == "tanh":
+            axes |= {"pooler.weight": ("d_model", "d_model"), "pooler.bias": ("d_model",)}
         if family.kind == "vit":
             axes["patch_proj.weight"] = (width, "patch_values")
         else:
@@ -90,14 +124,18 @@ class Ends(nn.Module):
             if self.family.kind == "vit":
                 self.patch_proj.reset(generator)
             else:
-                self.embedding.normal_(0.0, 1.0, generator=generator)
+                std = self.spec.d_model**-0.5 if self.family.tied_head else 1.0
+                self.embedding.normal_(0.0, std, generator=generator)
             if self.family.embedding_position == "learned":
                 self.positions.normal_(0.0, 0.5, generator=generator)
             if self.family.num_extra_tokens:
                 self.class_token.normal_(0.0, 1.0, generator=generator)
         if self.embedding_proj is not None:
             self.embedding_proj.reset(generator)
-        self.head.reset(generator, gain=0.1)
+        if self.pooler is not None:
+            self.pooler.reset(generator)
+        if isinstance(self.head, Linear):
+            self.head.reset(generator, gain=0.1)
 
     def embed(self, inputs: Tensor, start: int = 0) -> Tensor:
         """Return what the layers read, (B, T, D); the class token stands first.
@@ -133,8 +171,32 @@ class Ends(nn.Module):
         cut = images.unfold(2, size, size).unfold(3, size, size)  # (B, C, rows, columns, p, p)
         return cut.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
+    def visible(self, inputs: Tensor) -> Tensor | None:
+        """Return which tokens (B, T) attention does not leave out; None where it sees all.
+
+        A sequence of nothing but padding is seen as it is.
+        """
+        if not self.family.mask_padding:
+            return None
+        there_BT = inputs != self.family.pad_token
+        if not self.family.num_extra_tokens:
+            return there_BT | ~there_BT.any(dim=1, keepdim=True)
+        return torch.cat([torch.ones_like(there_BT[:, :1]), there_BT], dim=1)
+
+    def norm_readers(self) -> list[Linear]:
+        """Return the map that is all that reads the final norm; none where it is not a map's own.
+
+        A mean over tokens in between changes nothing about that.
+        """
+        reader = self.head if self.pooler is None else self.pooler
+        return [reader] if isinstance(reader, Linear) else []
+
     def hidden(self, x_BTD: Tensor, inputs: Tensor) -> Tensor:
         """Return what the head reads: (B, T, D) of a decoder, (B, D) of the others."""
+        pooled = self._pooled(x_BTD, inputs)
+        return pooled if self.pooler is None else self.pooler(pooled).tanh()
+
+    def _pooled(self, x_BTD: Tensor, inputs: Tensor) -> Tensor:
         if self.family.kind == "decoder":
             out: Tensor = self.norm(x_BTD)
             return out

@@ -15,6 +15,7 @@ from searchspace.errors import UserError, unknown
 KINDS = ("decoder", "encoder", "vit")
 POOLINGS = ("mean", "class_token")
 EMBEDDING_POSITIONS = ("none", "learned")
+POOLERS = ("none", "tanh")
 WHOLE_NUMBERS = (
     "num_classes", "image_size", "channels", "patch_size", "max_tokens", "embedding_size",
 )  # fmt: skip
@@ -40,11 +41,17 @@ class Family:
         embedding_size: width of tokens, learned positions and class token where it is not
             `d_model`; a linear map then brings them to `d_model`. 0 for `d_model` itself.
         embedding_norm: a name in `NORMS`, for the sum of these in front of that map, or ``"none"``.
+        tied_head: whether the embedding of a decoder is its output head too.
+        pooler: ``"tanh"`` puts a linear map and a tanh before the head of an encoder or ViT.
+        head_bias: whether the head of an encoder or ViT has a bias.
+        mask_padding: whether softmax attention of an encoder leaves padding out. Other mixers see
+            it as any other token.
 
     Raises:
         UserError: for an unknown name, or sizes that do not fit together.
 
-    Source: Vaswani et al. 2017 (decoder); Devlin et al. 2019, "BERT" (encoder, `embedding_norm`);
+    Source: Vaswani et al. 2017 (decoder); Devlin et al. 2019, "BERT" (encoder, `embedding_norm`,
+    `pooler`); Press and Wolf 2017, "Using the Output Embedding" (`tied_head`);
     Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 3.1 (ViT); Lan et al. 2020,
     "ALBERT", section 3.1 (factorised embedding).
     """
@@ -61,12 +68,17 @@ class Family:
     final_norm: str = "rmsnorm"
     embedding_size: int = 0
     embedding_norm: str = "none"
+    tied_head: bool = False
+    pooler: str = "none"
+    head_bias: bool = False
+    mask_padding: bool = False
 
     def __post_init__(self) -> None:
         for field, choices in (
             ("kind", KINDS),
             ("pooling", POOLINGS),
             ("embedding_position", EMBEDDING_POSITIONS),
+            ("pooler", POOLERS),
         ):
             if getattr(self, field) not in choices:
                 raise unknown(f"family {field}", getattr(self, field), choices)
@@ -86,7 +98,29 @@ class Family:
         if name not in NORMS:
             raise unknown(f"family {field}", name, [*NORMS, "none"])
 
+    def _check_head(self) -> None:
+        for field in ("tied_head", "head_bias", "mask_padding"):
+            if type(getattr(self, field)) is not bool:
+                raise UserError(f"family {field}={getattr(self, field)!r} must be true or false")
+        if self.tied_head and (self.kind != "decoder" or self.embedding_size):
+            raise UserError(
+                "family tied_head=true needs a decoder whose embedding is as wide as its head "
+                f"reads, not kind={self.kind!r} with embedding_size={self.embedding_size}; set "
+                "tied_head=false"
+            )
+        if self.mask_padding and (self.kind != "encoder" or self.pad_token < 0):
+            raise UserError(
+                "family mask_padding=true needs an encoder with a pad_token, not "
+                f"kind={self.kind!r} with pad_token={self.pad_token}; set mask_padding=false"
+            )
+        if self.kind == "decoder" and (self.pooler != "none" or self.head_bias):
+            raise UserError(
+                "family pooler and head_bias belong to encoders and ViTs, not to a decoder; leave "
+                "them out"
+            )
+
     def _check_kind(self) -> None:
+        self._check_head()
         if self.kind != "decoder" and self.num_classes < 2:
             raise UserError(
                 f"family num_classes={self.num_classes}; {self.kind} networks need at least 2"

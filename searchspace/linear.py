@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas_kernels.dispatch import TRITON, may_have_kernels, use_triton
+from nas_kernels.elastic_linear import elastic_linear, why_not
 from nas_kernels.int8_linear import QuantizedActivations
 from searchspace.errors import unknown
 from searchspace.precisions import PRECISIONS
@@ -22,7 +24,7 @@ MANY = 1 << 21
 
 
 class Linear(nn.Module):
-    """A linear map, without bias unless `add_bias` gave it one.
+    """A linear map, without bias unless it is made with one or `add_bias` gave it one.
 
     Until `pack` it computes in floating point on rounded weights (and activations, where the
     precision rounds those), so it can be trained. Packed, it holds what is really stored and runs
@@ -32,6 +34,7 @@ class Linear(nn.Module):
         in_features: K.
         out_features: N.
         precision: a name in `PRECISIONS`.
+        bias: add a learned vector to the result; it stays in floating point.
 
     Raises:
         UserError: when the precision is unknown.
@@ -40,13 +43,15 @@ class Linear(nn.Module):
     weight: Tensor
     bias: nn.Parameter | None
 
-    def __init__(self, in_features: int, out_features: int, precision: str = "fp32") -> None:
+    def __init__(
+        self, in_features: int, out_features: int, precision: str = "fp32", bias: bool = False
+    ) -> None:
         super().__init__()
         if precision not in PRECISIONS:
             raise unknown("precision", precision, PRECISIONS)
         self.precision = precision
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.register_parameter("bias", None)
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
         # What kernels derive from the stored tensors: never saved, copied or moved.
         self._runtime: Runtime = {}
 
@@ -56,16 +61,21 @@ class Linear(nn.Module):
         return "weight" in self._buffers
 
     def reset(self, generator: torch.Generator, gain: float = 1.0) -> None:
-        """Draw the weight from a normal of standard deviation `gain / sqrt(K)`."""
+        """Draw the weight from a normal of standard deviation `gain / sqrt(K)`; no bias yet."""
         with torch.no_grad():
             std = gain / math.sqrt(self.weight.shape[1])
             self.weight.normal_(0.0, std, generator=generator)
+            if self.bias is not None:
+                self.bias.zero_()
 
     def add_bias(self, bias_N: Tensor) -> None:
-        """Add to the bias, which is zero at first; it stays in floating point when packed."""
+        """Add to the bias, which is zero at first; it stays in floating point when packed.
+
+        The old bias is left as it is: others may share it.
+        """
         if self.bias is not None:
-            with torch.no_grad():
-                self.bias.add_(bias_N)
+            total_N = self.bias.detach() + bias_N.detach().to(self.bias)
+            self.bias = nn.Parameter(total_N, requires_grad=self.bias.requires_grad)
             return
         dtype = torch.float32 if self.packed else self.weight.dtype
         values_N = bias_N.detach().to(self.weight.device, dtype, copy=True)
@@ -121,6 +131,48 @@ def project(x: Tensor, *linears: Linear) -> list[Tensor]:
             shared[key] = activations.quantize(x) if packed else activations.round(x)
         outputs.append(linear(shared[key]))
     return outputs
+
+
+def fusable(x: Tensor, *linears: Linear) -> bool:
+    """Whether `fused_linear` has a kernel for maps that are applied in floating point as they are.
+
+    Maps that are watched by hooks, or packed, are called one by one.
+    """
+    if not may_have_kernels(x):
+        return False
+    plain = all(
+        type(linear) is Linear
+        and not linear.packed
+        and not linear._forward_hooks
+        and not linear._forward_pre_hooks
+        and not linear._backward_hooks
+        and not linear._backward_pre_hooks
+        for linear in linears
+    )
+    weights = [linear.weight for linear in linears]
+    reason = why_not(x, weights[0])
+    return plain and use_triton("elastic_linear", x, *weights, prefer_reference=reason)
+
+
+def fused_linear(x: Tensor, activation: str, linear: Linear, gate: Linear | None = None) -> Tensor:
+    """Return the activated map of `x`, or the map times the activated gate, in one launch.
+
+    Args:
+        x: (..., K).
+        activation: see `nas_kernels.elastic_linear.elastic_linear`.
+        linear: the map.
+        gate: of the same size and precision.
+    """
+    precision = PRECISIONS[linear.precision]
+    return elastic_linear(
+        precision.activations.values(precision.activations.round(x)),
+        precision.fake_weight(linear.weight),
+        linear.bias,
+        activation=activation,
+        gate_weight_NK=None if gate is None else precision.fake_weight(gate.weight),
+        gate_bias_N=None if gate is None else gate.bias,
+        implementation=TRITON,
+    )
 
 
 def _packed_empty(precision: str, shape: torch.Size, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -13,6 +13,9 @@ from searchspace.errors import UserError, unknown
 from searchspace.linear import Linear
 from searchspace.specs import FFNSpec, MixerSpec, Options
 
+OF_CHECKPOINTS = ("bias", "qk_norm")
+"""Options that networks from elsewhere come with; no preset offers them to the search."""
+
 
 class Operator(nn.Module):
     """A mixer or FFN built at its final size from its spec.

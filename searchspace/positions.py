@@ -18,13 +18,17 @@ __all__ = ["KINDS", "alibi_bias", "apply_rope", "parse_rope", "position_kind"]
 
 @cached_constant
 def _rope_table(width: int, base: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    inverse_K = base ** (-torch.arange(0, width, 2, device=device) / width)
-    angle_TK = torch.arange(length, device=device)[:, None] * inverse_K
-    angle_TK = torch.cat([angle_TK, angle_TK], dim=1)
-    sin_TK = angle_TK.sin()
-    # The sign of rotate-half is folded into the table: it saves a negation per call.
-    sin_TK[:, : width // 2].neg_()
-    return angle_TK.cos(), sin_TK
+    return _rotations(width, base, torch.arange(length, device=device))
+
+
+def _rotations(width: int, base: int, position_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines (T, K) for positions."""
+    inverse_K = base ** (-torch.arange(0, width, 2, device=position_T.device) / width)
+    angle_TK = position_T[:, None] * inverse_K.repeat(2)
+    # The sign of rotate-half is folded into the sines: it saves a negation per call.
+    sign_K = torch.ones_like(inverse_K).repeat(2)
+    sign_K[: width // 2].fill_(-1.0)
+    return angle_TK.cos(), angle_TK.sin() * sign_K
 
 
 def apply_rope(x_BHTK: Tensor, start: int, name: str = "rope") -> Tensor:
@@ -42,13 +46,17 @@ def apply_rope(x_BHTK: Tensor, start: int, name: str = "rope") -> Tensor:
 
 
 def _rotate(x_BHTK: Tensor, start: int, base: int) -> Tensor:
-    tokens, width = x_BHTK.shape[-2], x_BHTK.shape[-1]
+    tokens, width, device = x_BHTK.shape[-2], x_BHTK.shape[-1], x_BHTK.device
     end = start + tokens
-    # Tables grow in powers of two, so decoding does not build one for every length.
-    cos, sin = _rope_table(width, base, 1 << max(end - 1, 63).bit_length(), x_BHTK.device)
+    if isinstance(end, torch.SymInt):
+        # A graph for any number of tokens: no table would be long enough.
+        cos, sin = _rotations(width, base, torch.arange(start, end, device=device))
+    else:
+        # Tables grow in powers of two, so decoding does not build one for every length.
+        cos, sin = _rope_table(width, base, 1 << max(end - 1, 63).bit_length(), device)
+        cos, sin = cos[start:end], sin[start:end]
     rolled = torch.roll(x_BHTK, width // 2, dims=-1)
-    cos, sin = cos[start:end].to(x_BHTK.dtype), sin[start:end].to(x_BHTK.dtype)
-    return torch.addcmul(x_BHTK * cos, rolled, sin)
+    return torch.addcmul(x_BHTK * cos.to(x_BHTK.dtype), rolled, sin.to(x_BHTK.dtype))
 
 
 @cached_constant

@@ -84,15 +84,26 @@ class Subnet(nn.Module):
     def features(self, inputs: Tensor, state: list[Any] | None = None) -> Tensor:
         """Return the residual stream after the last layer, (B, T, D), the class token first."""
         if state is None:
-            return self.run_layers(self.ends.embed(inputs))
+            return self.run_layers(self.ends.embed(inputs), None, self.ends.visible(inputs))
         x_BTD = self.run_layers(self.ends.embed(inputs, state[-1].length), state[:-1])
         state[-1].length += inputs.shape[1]
         return x_BTD
 
-    def run_layers(self, x_BTD: Tensor, states: list[Any] | None = None) -> Tensor:
-        """Return what the layers make of the embedded inputs, same shape."""
+    def run_layers(
+        self,
+        x_BTD: Tensor,
+        states: list[Any] | None = None,
+        visible_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Return what the layers make of the embedded inputs, same shape.
+
+        Args:
+            x_BTD: the embedded inputs.
+            states: of the sub-blocks.
+            visible_BT: which tokens softmax attention does not leave out; None for all.
+        """
         states = [None] * len(self.blocks) if states is None else states
-        shared = SharedKV()
+        shared = SharedKV(visible_BS=visible_BT)
         for block, block_state in zip(self._blocks(), states, strict=True):
             if isinstance(block, MixerBlock):
                 x_BTD = block(x_BTD, block_state, shared)

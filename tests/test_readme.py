@@ -141,16 +141,38 @@ BENCHMARKS = {
                        "--splits", "1", "--sizes", "8"],
     "hat_latency": ["--sizes", "50"],
     "hwgpt_quality": ["--spaces", "s", "--sizes", "20", "--seeds", "1"],
+    "deploy": ["--choose", "best", "--runtimes", "eager", "onnx", "--rounds", "3", "--budget-s",
+               "2", "--pool", "4", "--tokens", "512", "--threads", "1"],
+    "speculative": ["--texts", "1", "--rounds", "1", "--tokens", "12"],
+    "kernels": ["--device", "cpu", "--quick"],
 }  # fmt: skip
-IN_FOLDER = {"mixers": "--data", "matformer": "--data", "ranking": "--out", "joint_bits": "--out"}
+IN_FOLDER = {"mixers": "--data", "matformer": "--data", "ranking": "--out", "joint_bits": "--out",
+             "kernels": "--out"}  # fmt: skip
+ON_A_RUN = ("deploy", "speculative")
 ON_PUBLIC_DATA = ("nas_bench_bert", "hat_latency", "hwgpt_quality")
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("runs") / "tiny")
+    small = ["train.num_steps=4", "search.num_evaluations=6", "search.metrics=[]",
+             "export.formats=['hf']", "profile.num_threads=1"]  # fmt: skip
+    options = [word for text in small for word in ("--set", text)]
+    preset = ["--preset", "decoder-tiny", "--budget", "1m"]
+    done = run("nas", "run", *preset, "--out", folder, "--quiet", *options)
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(BENCHMARKS))
-def test_every_benchmark_prints_a_table_or_json(name: str, tmp_path: Path) -> None:
+def test_every_benchmark_prints_a_table_or_json(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     assert f"python -m tests.benchmarks.{name}" in README
     folder = [IN_FOLDER[name], str(tmp_path / "data")] if name in IN_FOLDER else []
+    if name in ON_A_RUN:
+        folder = ["--run", request.getfixturevalue("finished_run")]
     if name in ON_PUBLIC_DATA:
         folder = ["--data", str(write_public_data(tmp_path))]
     done = run(f"tests.benchmarks.{name}", *BENCHMARKS[name], *folder, "--json")

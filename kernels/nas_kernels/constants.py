@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch._guards import detect_fake_mode
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -16,8 +18,8 @@ def cached_constant(make: Callable[P, R]) -> Callable[P, R]:
     """Cache a function that makes masks or tables from hashable arguments.
 
     They are made outside inference mode whoever asks first: a tensor made inside it could not be
-    used in training later. While a graph is captured nothing is cached. Treat the result as
-    read-only.
+    used in training later. While a graph is captured, or tensors are made without values, nothing
+    is cached. Treat the result as read-only.
     """
 
     @functools.lru_cache(maxsize=64)
@@ -27,8 +29,8 @@ def cached_constant(make: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(make)
     def constant(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling():
-            # While a graph is captured tensors have no values; one kept would spoil later calls.
+        if torch.compiler.is_compiling() or (is_in_torch_dispatch_mode() and detect_fake_mode()):
+            # One kept would spoil later calls.
             return make(*args, **kwargs)
         return cached(*args, **kwargs)  # type: ignore[arg-type]
 

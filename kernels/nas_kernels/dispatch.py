@@ -16,21 +16,46 @@ import functools
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Final
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 logger = logging.getLogger("nas_kernels")
 
 AUTO, REFERENCE, TRITON = "auto", "reference", "triton"
 CHOICES: Final = (AUTO, REFERENCE, TRITON)
 VARIABLE: Final = "NAS_KERNELS"
-"""Environment variable with one of `CHOICES`; an argument other than ``"auto"`` comes first."""
+"""Environment variable with one of `CHOICES`; an argument other than ``"auto"`` comes first.
+
+Unlike the argument, ``"triton"`` in it is a wish: what has no kernel still runs.
+"""
 OLDEST_CHIP: Final = (8, 0)
 """Compute capability from which Triton's compiler is supported."""
 
+PLAIN: Final = (Tensor, torch.nn.Parameter)
+"""Types of tensors with memory of their own; others stand for something."""
+
 _installed = importlib.util.find_spec("triton") is not None
+_logged: set[tuple[str, str, str]] = set()
+_without_kernels: set[str] = set()
+_only_reference: ContextVar[bool] = ContextVar("only_reference", default=False)
+
+
+@contextlib.contextmanager
+def reference_only() -> Iterator[None]:
+    """Run PyTorch's operations within, whatever is asked for.
+
+    What they compute can be differentiated again, and is itself the measure of what kernels do.
+    """
+    token = _only_reference.set(True)
+    try:
+        yield
+    finally:
+        _only_reference.reset(token)
 
 
 def triton_available() -> bool:
@@ -48,6 +73,17 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
+_INTERPRETABLE = _installed and interpreting()
+
+
+def may_have_kernels(x: Tensor) -> bool:
+    """Whether it is worth asking `use_triton` about tensors like this one: a matter of nothing.
+
+    It is where kernels are compiled, and where they may be interpreted.
+    """
+    return x.is_cuda or _INTERPRETABLE
+
+
 def use_triton(
     operation: str,
     *tensors: Tensor | None,
@@ -58,7 +94,8 @@ def use_triton(
     """Return whether the kernel is to run; the choice is logged once for each operation.
 
     On ``"auto"`` kernels run for tensors on a CUDA device, where triton is installed and nothing
-    speaks against them. The interpreter is used only where ``"triton"`` asks for it.
+    speaks against them. The interpreter is used only where ``"triton"`` asks for it. No kernel runs
+    where operations are recorded, counted or transformed: nobody would see what it computes.
 
     Args:
         operation: its name, for the log and for errors.
@@ -70,10 +107,19 @@ def use_triton(
 
     Raises:
         ValueError: when the choice is unknown.
-        RuntimeError: when ``"triton"`` is asked for and cannot be had.
+        RuntimeError: when the argument asks for ``"triton"`` and it cannot be had.
     """
+    if implementation == AUTO and tensors[0] is not None and not may_have_kernels(tensors[0]):
+        # Kept short: on the CPU it is called for every operation of every token.
+        if operation not in _without_kernels and not torch.compiler.is_compiling():
+            _choice(implementation)
+            _log(operation, "PyTorch", f"its tensors are on {tensors[0].device.type}")
+            _without_kernels.add(operation)
+        return False
+    if implementation != TRITON and torch.compiler.is_compiling():
+        return False
     choice = _choice(implementation)
-    if choice == REFERENCE:
+    if choice == REFERENCE or _only_reference.get():
         _log(operation, "PyTorch", "asked for")
         return False
     given = [tensor for tensor in tensors if tensor is not None]
@@ -84,7 +130,7 @@ def use_triton(
         where = "in the interpreter" if interpreting() else f"on {given[0].device.type}"
         _log(operation, "a Triton kernel", where)
         return True
-    if choice == TRITON:
+    if implementation == TRITON:
         raise RuntimeError(f"{operation} cannot run as a Triton kernel: {obstacle}")
     _log(operation, "PyTorch", obstacle)
     return False
@@ -101,6 +147,9 @@ def _choice(implementation: str) -> str:
 
 def _obstacle(tensors: list[Tensor], asked: bool) -> str | None:
     """Return why no kernel can run on these tensors, whatever the operation."""
+    watched = _watched(tensors)
+    if watched is not None:
+        return watched
     device = tensors[0].device
     elsewhere = next((tensor.device for tensor in tensors if tensor.device != device), None)
     if elsewhere is not None:
@@ -116,6 +165,24 @@ def _obstacle(tensors: list[Tensor], asked: bool) -> str | None:
     if device.type == "cuda" and _capability(device) < OLDEST_CHIP:
         return f"the GPU's compute capability is below {OLDEST_CHIP[0]}.{OLDEST_CHIP[1]}"
     return None
+
+
+def _watched(tensors: list[Tensor]) -> str | None:
+    """Return what follows operations here, to which a kernel would be invisible."""
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if tracing or torch.compiler.is_compiling():
+        return "a graph is being captured"
+    if torch._C._are_functorch_transforms_active():
+        return "its function is being transformed"
+    strange = next((type(tensor) for tensor in tensors if type(tensor) not in PLAIN), None)
+    if strange is not None:
+        return f"one of its tensors is a {strange.__name__}"
+    return "operations are being intercepted" if is_in_torch_dispatch_mode() else None
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a result of these tensors is to have a gradient."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def launching_on(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
@@ -137,11 +204,8 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def _log(operation: str, what: str, why: str) -> None:
+    entry = operation, what, why
     # A graph that is being captured must not depend on what was logged before.
-    if not torch.compiler.is_compiling():
-        _log_once(operation, what, why)
-
-
-@functools.cache
-def _log_once(operation: str, what: str, why: str) -> None:
-    logger.info("%s runs as %s: %s", operation, what, why)
+    if not torch.compiler.is_compiling() and entry not in _logged:
+        _logged.add(entry)
+        logger.info("%s runs as %s: %s", *entry)

@@ -20,6 +20,14 @@ def power_of_two(number: int) -> int:
     return 1 << max(number - 1, 0).bit_length()
 
 
+def power_of_two_below(number: int) -> int:
+    """Return the largest power of two that is not above `number`, 1 at least.
+
+    For numbers that kernels are compiled for, and that change from call to call.
+    """
+    return 1 << max(number.bit_length() - 1, 0)
+
+
 def tile(number: int, largest: int) -> int:
     """Return a side of the operands of `tl.dot`: a power of two from 16 to `largest`."""
     return min(max(power_of_two(number), MIN_TILE), largest)
@@ -63,7 +71,16 @@ def dot_precision(*tensors: Tensor) -> str:
     exponents in range; TF32 has fp16's mantissa.
     """
     half = any(x.dtype == torch.float16 for x in tensors)
-    return "tf32" if half or torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    return "tf32" if half or tf32_allowed() else "tf32x3"
+
+
+def tf32_allowed() -> bool:
+    """Whether PyTorch may round fp32 operands to TF32, which has 10 bits of mantissa."""
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:
+        # PyTorch answers only in the way that it was told, of which there are two.
+        return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
 def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

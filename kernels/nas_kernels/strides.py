@@ -19,6 +19,11 @@ def as_rows(x: Tensor) -> Tensor:
     )
 
 
+def any_rows(x: Tensor) -> Tensor:
+    """Return `x` (..., D) as (R, D) with whatever strides, a copy only where no two will do."""
+    return x[None] if x.dim() == 1 else x.flatten(0, -2)
+
+
 def unit_rows(x_RD: Tensor) -> Tensor:
     """Return `x_RD` itself where elements of a row lie side by side, else a copy."""
     return x_RD if x_RD.stride(1) == 1 or x_RD.shape[1] == 1 else x_RD.contiguous()

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, V vocabulary or classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,7 +78,7 @@ class Exporter(Protocol):
     def max_difference(self) -> float:
         """Allowed difference of logits from the supernet's, relative to the largest one.
 
-        Infinite for a format that rounds weights further: it is judged by its loss alone.
+        Infinite for a format that rounds further: it is judged by its loss alone.
         """
 
     def missing(self) -> str:
@@ -86,6 +86,9 @@ class Exporter(Protocol):
 
     def refusal(self, handover: Handover) -> str:
         """Return why this network has no such form, as a sentence; else an empty text."""
+
+    def stands_for(self, handover: Handover) -> Subnet:
+        """Return the network, in PyTorch, whose loss the artefact must have."""
 
     def write(self, handover: Handover, folder: Path) -> Mapping[str, Any]:
         """Write the artefact into a folder, which is there.
@@ -101,20 +104,13 @@ class Exporter(Protocol):
         """Return the artefact in use; called in a process that knows nothing of the writing."""
 
 
+class WeightsAsStored:
+    """A format that rounds nothing further."""
+
+    def stands_for(self, handover: Handover) -> Subnet:
+        """Return the network itself."""
+        return handover.subnet
+
+
 class ExportFailed(RuntimeError):
     """An artefact could not be made, or does not compute what the supernet computes."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one format.
-
-    Args:
-        refused: why it was left out; empty where it was written.
-        facts: of the exporter.
-        verified: what the fresh process found; see `nas.export.check`.
-    """
-
-    refused: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    verified: Mapping[str, Any] = field(default_factory=dict)

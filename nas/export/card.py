@@ -36,6 +36,7 @@ def write_card(folder: Path, arch: Arch, content: Mapping[str, Any]) -> None:
         "that exported it, of one sequence:",
         "",
         *_formats(content),
+        *_recovered(content),
         "",
     ]
     write_text(folder / CARD, "\n".join(lines))
@@ -50,6 +51,19 @@ def _layers(arch: Arch) -> list[str]:
         ffn = f"{layer.ffn}, {layer.intermediate_size} wide, {layer.ffn_precision}"
         rows.append(f"| {index} | {mixer} | {ffn} | {layer.norm} |")
     return rows
+
+
+def _recovered(content: Mapping[str, Any]) -> list[str]:
+    """Return what training on alone has brought, if that was done."""
+    facts = content.get("recovered")
+    if not facts:
+        return []
+    before, after = facts["loss_before"], facts["loss_after"]
+    return [
+        "",
+        f"It trained on alone for {facts['steps']} steps, which brought its validation loss from "
+        f"{before:.4f} to {after:.4f}.",
+    ]
 
 
 def _formats(content: Mapping[str, Any]) -> list[str]:

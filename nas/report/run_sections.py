@@ -221,18 +221,32 @@ def facts_section(data: RunData) -> Markup:
 def _verified(data: RunData) -> Markup:
     if not data.exports:
         return tag("p", "No network has been exported yet, so nothing was verified.")
-    records = {
-        arch_id: dict(_scalars(mapping(record.get("verified"))))
+    records = [
+        (arch_id, name, _found(mapping(facts)))
         for arch_id, record in data.exports.items()
-    }
-    columns = list(dict.fromkeys(key for record in records.values() for key in record))
-    rows = [
-        [tag("span", arch_id, class_="id"), *(_value(record.get(key)) for key in columns)]
-        for arch_id, record in records.items()
+        for name, facts in mapping(record.get("formats")).items()
     ]
-    header = ["network", *(tag("span", key.replace("_", "_\u200b")) for key in columns)]
-    note = "Measured on each folder after it was written and loaded again, by comparison with the "
-    return join([tag("p", note + "supernet.", class_="note"), table(header, rows)])
+    columns = list(dict.fromkeys(key for _, _, found in records for key in found))
+    rows = [
+        [tag("span", arch_id, class_="id"), name, *(_value(found.get(key)) for key in columns)]
+        for arch_id, name, found in records
+    ]
+    titles = (tag("span", key.replace("_", "_\u200b")) for key in columns)
+    header = ["network", "format", *titles]
+    note = (
+        "Measured by another process, which loaded what was written, and compared with the "
+        "supernet; differences are shares of the largest logit."
+    )
+    return join([tag("p", note, class_="note"), table(header, rows)])
+
+
+def _found(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is said of one format: what was found, or why it was left out."""
+    found = dict(mapping(facts.get("verified")))
+    differences = found.pop("differences", None)
+    if isinstance(differences, list) and differences:
+        found = {"difference": max(differences), **found}
+    return {**found, "left out": facts["refused"]} if "refused" in facts else found
 
 
 def _pairs(title: str, values: Any) -> Markup | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
 
 from nas.tasks.registry import TASKS, TaskKind
 from searchspace.errors import UserError, unknown
@@ -11,6 +10,7 @@ from searchspace.errors import UserError, unknown
 TOKENIZER_NAMES = ("bpe", "bytes")
 MIN_BPE_VOCAB_SIZE = 257
 MAX_VOCAB_SIZE = 65536
+MAX_OWN_VOCAB_SIZE = 1 << 24
 
 # What the fields may be that only some tasks have.
 _LIMITS = {
@@ -38,9 +38,12 @@ class TaskConfig:
         data: a file, a folder (searched recursively, hidden entries left out) or a glob with
             ``**``; for ``"text"`` and ``"tokens"``. For ``"text_classification"`` a folder whose
             sub-folders are the classes.
-        tokenizer: ``"bpe"`` (byte-level byte pairs) or ``"bytes"``; not used by token files.
+        tokenizer: ``"bpe"`` (byte-level byte pairs), ``"bytes"``, or the path of a checkpoint's
+            ``tokenizer.json``; not used by token files. ``"text_classification"`` reads bytes
+            unless it is such a path.
         vocab_size: tokens the byte-pair tokenizer may have, end-of-text included; for token files
-            the vocabulary that they were written with. ``"bytes"`` always has 257.
+            the vocabulary that they were written with, for a path that of the network it belongs
+            to. ``"bytes"`` always has 257.
         seq_len: tokens in one window; for ``"text_classification"`` bytes kept of a file.
         max_train_bytes: training files are drawn in an order that depends on ``seed`` up to here.
         validation_fraction: share of the bytes (of the files of each class) held out for the
@@ -64,7 +67,7 @@ class TaskConfig:
 
     name: str = "stdlib"
     data: str | None = None
-    tokenizer: Literal["bpe", "bytes"] = "bpe"
+    tokenizer: str = "bpe"
     vocab_size: int = 1024
     seq_len: int = 256
     max_train_bytes: int = 24_000_000
@@ -83,8 +86,8 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if self.name not in TASKS:
             raise unknown("task", self.name, TASKS)
-        if self.tokenizer not in TOKENIZER_NAMES:
-            raise unknown("tokenizer", self.tokenizer, TOKENIZER_NAMES)
+        if self.tokenizer not in TOKENIZER_NAMES and not self.has_own_tokenizer:
+            raise unknown("tokenizer", self.tokenizer, [*TOKENIZER_NAMES, "FILE.json"])
         self._check_data()
         self._check_used(TASKS[self.name])
         self._check_vocab_size()
@@ -92,6 +95,11 @@ class TaskConfig:
         self._fill(TASKS[self.name])
         self._check_expressions()
         self._check_keys()
+
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """Whether `tokenizer` is the path of a file."""
+        return self.tokenizer.endswith(".json")
 
     def number(self, field: str) -> int:
         """Return the value of a field that the task has; None stands for ``num_items``."""
@@ -119,6 +127,8 @@ class TaskConfig:
     def _check_used(self, kind: TaskKind) -> None:
         """Refuse what was given but means nothing to this task."""
         known = {"name", *kind.uses, *kind.defaults}
+        if self.name == "text_classification" and self.has_own_tokenizer:
+            known |= {"tokenizer", "vocab_size"}
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name not in known and value != field.default:
@@ -129,6 +139,9 @@ class TaskConfig:
                 )
 
     def _check_vocab_size(self) -> None:
+        if self.has_own_tokenizer and self.name != "tokens":
+            self._check_own_vocab_size()
+            return
         if "vocab_size" not in TASKS[self.name].uses:
             return
         if self.tokenizer == "bytes" and self.name != "tokens":
@@ -138,6 +151,13 @@ class TaskConfig:
             raise UserError(
                 f"vocab_size={self.vocab_size} is out of range for task={self.name}; choose "
                 f"{low} to {MAX_VOCAB_SIZE}"
+            )
+
+    def _check_own_vocab_size(self) -> None:
+        if not 2 <= self.vocab_size <= MAX_OWN_VOCAB_SIZE:
+            raise UserError(
+                f"vocab_size={self.vocab_size} is out of range for a tokenizer of a file; give "
+                f"that of the network it belongs to, at most {MAX_OWN_VOCAB_SIZE}"
             )
 
     def _check_sizes(self) -> None:

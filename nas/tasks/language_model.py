@@ -65,7 +65,7 @@ class LanguageModelTask:
     Args:
         config: what was asked for.
         facts: what was found.
-        tokens: token ids of each split, uint16, perhaps memory-mapped.
+        tokens: token ids of each split, uint16 or uint32, perhaps memory-mapped.
         tokenizer: None for token files.
     """
 
@@ -75,7 +75,7 @@ class LanguageModelTask:
         self,
         config: TaskConfig,
         facts: TaskFacts,
-        tokens: Mapping[SplitName, NDArray[np.uint16]],
+        tokens: Mapping[SplitName, NDArray[Any]],
         tokenizer: Tokenizer | None,
     ) -> None:
         self.config = config
@@ -94,7 +94,7 @@ class LanguageModelTask:
 
     @property
     def train_tokens(self) -> Tensor:
-        """All training token ids, uint16, 1-d."""
+        """All training token ids, uint16 or uint32, 1-d."""
         return torch.from_numpy(self._tokens["train"])
 
     def train_batch(self, step: int, batch_size: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -192,7 +192,7 @@ class LanguageModelTask:
     def _token_units(self) -> Tensor:
         return torch.tensor([len(token) for token in self._text_tokenizer().token_bytes])
 
-    def _windows(self, tokens: NDArray[np.uint16], starts: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    def _windows(self, tokens: NDArray[Any], starts: NDArray[Any]) -> tuple[Tensor, Tensor]:
         index = starts[:, None] + np.arange(self.seq_len + 1)
         windows = torch.from_numpy(tokens[index].astype(np.int64))
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nas.tasks.base import Progress
+from nas.tasks.checkpoint_tokenizer import read_checkpoint_tokenizer
 from nas.tasks.config import TaskConfig
 from nas.tasks.language_model import LanguageModelTask, SplitSize, TaskFacts
 from nas.tasks.ngrams import byte_symbols, ngram_nats
@@ -21,7 +22,7 @@ from nas.tasks.storage import open_task, save_task
 from nas.tasks.tokenizers import BytePairTokenizer, ByteTokenizer, Tokenizer
 from searchspace.errors import UserError
 
-Tokens = Mapping[SplitName, NDArray[np.uint16]]
+Tokens = Mapping[SplitName, NDArray[Any]]
 
 
 def prepare(config: TaskConfig, folder: Path, progress: Progress) -> LanguageModelTask:
@@ -55,6 +56,15 @@ def _all_token_files(config: TaskConfig, files: list[SourceFile]) -> bool:
 def _make_tokenizer(corpus: Corpus, config: TaskConfig, progress: Progress) -> Tokenizer:
     if config.tokenizer == "bytes":
         return ByteTokenizer()
+    if config.has_own_tokenizer:
+        path = Path(config.tokenizer)
+        own = read_checkpoint_tokenizer(path.parent, path.name, config.vocab_size)
+        if not own.is_lossless:
+            raise UserError(
+                f"{path} is a tokenizer of {own.kind}, which do not give the text back, so a loss "
+                "per byte has no meaning; use it with task=text_classification"
+            )
+        return own
     progress(f"learning a byte-pair tokenizer of {config.vocab_size} tokens")
     tokenizer = BytePairTokenizer.train(corpus.parts["train"].documents, config.vocab_size)
     if tokenizer.vocab_size < config.vocab_size:

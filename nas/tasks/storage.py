@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.tasks.checkpoint_tokenizer import token_dtype
 from nas.tasks.config import TaskConfig
 from nas.tasks.language_model import LanguageModelTask, SplitSize, TaskFacts
 from nas.tasks.splits import SPLITS, SplitName
@@ -30,7 +31,7 @@ def save_task(
     folder: Path,
     config: TaskConfig,
     facts: TaskFacts,
-    tokens: Mapping[SplitName, NDArray[np.uint16]],
+    tokens: Mapping[SplitName, NDArray[Any]],
     tokenizer: Tokenizer | None,
 ) -> None:
     """Write a prepared task; an interrupted call leaves a folder that `open_task` does not take.
@@ -111,18 +112,17 @@ def _facts(content: dict[str, Any]) -> TaskFacts:
     return TaskFacts(**{**content, "sizes": sizes})
 
 
-def _write_tokens(folder: Path, split: SplitName, tokens: NDArray[np.uint16]) -> None:
+def _write_tokens(folder: Path, split: SplitName, tokens: NDArray[Any]) -> None:
     write_file(
         _token_path(folder, split), lambda stream: np.save(stream, tokens, allow_pickle=False)
     )
 
 
-def _open_tokens(folder: Path, split: SplitName, facts: TaskFacts) -> NDArray[np.uint16]:
+def _open_tokens(folder: Path, split: SplitName, facts: TaskFacts) -> NDArray[Any]:
+    dtype = token_dtype(facts.vocab_size)
     # Copy-on-write, because torch does not like to wrap memory that it must not write.
-    tokens: NDArray[np.uint16] = np.load(
-        _token_path(folder, split), mmap_mode="c", allow_pickle=False
-    )
-    if tokens.dtype != np.uint16 or tokens.shape != (facts.sizes[split].num_tokens,):
+    tokens: NDArray[Any] = np.load(_token_path(folder, split), mmap_mode="c", allow_pickle=False)
+    if tokens.dtype != dtype or tokens.shape != (facts.sizes[split].num_tokens,):
         raise ValueError(f"{split} tokens are not those of {TASK_FILE}")
     return tokens
 

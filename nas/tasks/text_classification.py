@@ -1,4 +1,6 @@
-"""Text classification byte by byte: which of several folders does a file belong to?
+"""Text classification: which of several folders does a file belong to?
+
+Texts are read byte by byte, or with the tokenizer of a checkpoint (see `nas.tasks.text_rows`).
 
 Files of every class are ordered by the hash of their names and divided by number, so that every
 split has every class. A file whose kept bytes were already seen is left out.
@@ -21,10 +23,9 @@ from nas.tasks.labelled_storage import open_labelled, save_labelled
 from nas.tasks.readers import NotReadable, TextReader
 from nas.tasks.sources import SourceFile, files_below
 from nas.tasks.splits import SPLITS, SplitName, name_digest
+from nas.tasks.text_rows import TextRows, text_rows
 from searchspace.errors import UserError
 
-PAD = 256
-"""Token id behind the end of a short file; the others are the bytes themselves."""
 _MIN_FILES = len(SPLITS)
 
 Texts = dict[str, bytes]
@@ -43,23 +44,24 @@ def prepare(config: TaskConfig, folder: Path, progress: Progress) -> LabelledTas
     found = open_labelled(folder)
     if found is not None:
         return found
+    rows = text_rows(config)
     files = find_classes(config.data or "")
     num_files = sum(map(len, files.values()))
     progress(f"reading {num_files} files of {len(files)} classes")
-    texts = read_classes(files, config, progress)
+    texts = read_classes(files, rows.num_bytes, progress)
     parts = split_classes(texts, config)
     facts = LabelledFacts(
         {
             "kind": "encoder",
             "num_classes": len(files),
             "max_tokens": config.seq_len,
-            "pad_token": PAD,
+            "pad_token": rows.pad,
         },
-        vocab_size=PAD + 1,
+        vocab_size=rows.vocab_size,
         seq_len=config.seq_len,
         labels=tuple(files),
     )
-    examples = {split: _examples(part, config.seq_len) for split, part in parts.items()}
+    examples = {split: _examples(part, rows) for split, part in parts.items()}
     task = LabelledTask(facts, examples)
     save_labelled(folder, config, task)
     return task
@@ -95,23 +97,22 @@ def find_classes(data: str) -> dict[str, list[SourceFile]]:
 
 
 def read_classes(
-    files: dict[str, list[SourceFile]], config: TaskConfig, progress: Progress
+    files: dict[str, list[SourceFile]], num_bytes: int, progress: Progress
 ) -> dict[str, Texts]:
-    """Return the first `config.seq_len` bytes of every file, by class and name.
+    """Return the first `num_bytes` bytes of every file, by class and name.
 
     Raises:
         UserError: when too few files of a class are different UTF-8 texts.
     """
     skipped, seen = _Skipped(), set[bytes]()
     texts = {
-        name: _read_class(name, found, config.seq_len, skipped, seen)
-        for name, found in files.items()
+        name: _read_class(name, found, num_bytes, skipped, seen) for name, found in files.items()
     }
     if skipped.not_text:
         progress(f"skipped {len(skipped.not_text)} files that are not UTF-8 text")
     if skipped.num_duplicates:
         progress(
-            f"left out {skipped.num_duplicates} files whose first {config.seq_len} bytes are "
+            f"left out {skipped.num_duplicates} files whose first {num_bytes} bytes are "
             "those of another file"
         )
     return texts
@@ -187,8 +188,6 @@ def _up_to(part: list[tuple[bytes, int]], num_bytes: int) -> list[tuple[bytes, i
     return part[: int(np.searchsorted(totals, num_bytes, side="right"))]
 
 
-def _examples(part: list[tuple[bytes, int]], seq_len: int) -> Examples:
-    inputs = np.full((len(part), seq_len), PAD, np.uint16)
-    for row, (text, _) in enumerate(part):
-        inputs[row, : len(text)] = np.frombuffer(text, np.uint8)
+def _examples(part: list[tuple[bytes, int]], rows: TextRows) -> Examples:
+    inputs = rows.rows([text for text, _ in part])
     return Examples(inputs, np.array([label for _, label in part], np.int64))

@@ -18,6 +18,7 @@ import numpy as np
 import tokenizers as hf
 from numpy.typing import NDArray
 
+from nas.tasks.checkpoint_tokenizer import byte_of_char, tokenizer_of
 from nas.tasks.pieces import batches, sample
 from searchspace.errors import UserError
 from searchspace.files import write_text
@@ -48,13 +49,17 @@ class Tokenizer(Protocol):
 
     vocab_size: int
     end_of_text: int
+    end_name: str
     token_bytes: tuple[bytes, ...]
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, without an end-of-text token."""
 
-    def encode_documents(self, documents: Sequence[bytes]) -> NDArray[np.uint16]:
-        """Return the ids of UTF-8 documents in one row, end-of-text behind each document."""
+    def encode_documents(self, documents: Sequence[bytes]) -> NDArray[Any]:
+        """Return the ids of UTF-8 documents in one row, end-of-text behind each document.
+
+        They are uint16, or uint32 where the vocabulary needs it.
+        """
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token ids; end-of-text stands for nothing."""
@@ -78,6 +83,7 @@ class ByteTokenizer(_Decoding):
 
     vocab_size = 257
     end_of_text = 256
+    end_name = END_OF_TEXT
     token_bytes = (*(bytes([value]) for value in range(256)), b"")
 
     def encode(self, text: str) -> list[int]:
@@ -108,11 +114,13 @@ class BytePairTokenizer(_Decoding):
         UserError: the backend is another kind of tokenizer.
     """
 
+    end_name = END_OF_TEXT
+
     def __init__(self, backend: hf.Tokenizer) -> None:
         end_of_text = backend.token_to_id(END_OF_TEXT)
         self.vocab_size: int = backend.get_vocab_size()
         names = [backend.id_to_token(index) or "" for index in range(self.vocab_size)]
-        alphabet = _byte_of_char()
+        alphabet = byte_of_char()
         if end_of_text is None or not alphabet.keys() <= set(names):
             raise UserError(
                 f"this is not a byte-level tokenizer with the token {END_OF_TEXT}; use the "
@@ -223,6 +231,8 @@ class StreamDecoder:
 def load_tokenizer(folder: Path | str) -> Tokenizer:
     """Read the ``tokenizer.json`` of a task folder or of an exported subnet.
 
+    One that a task learnt cuts words in its own way; any other is used as it is.
+
     Raises:
         UserError: the folder holds no such file, or one that is damaged or of another kind.
     """
@@ -232,13 +242,22 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         facts: Any = json.loads(text)
         if isinstance(facts, dict) and facts.get("kind") == "bytes":
             return ByteTokenizer()
-        return BytePairTokenizer(hf.Tokenizer.from_str(text))
+        backend = hf.Tokenizer.from_str(text)
+        return BytePairTokenizer(backend) if _is_own(facts) else tokenizer_of(backend)
     except FileNotFoundError:
         raise UserError(
             f"{folder} holds no {TOKENIZER_FILE}; give a folder that a task or an export wrote"
         ) from None
     except Exception as error:  # the backend raises bare Exception for what it cannot parse
         raise UserError(f"{path} cannot be used as a tokenizer: {error}") from error
+
+
+def _is_own(facts: Any) -> bool:
+    """Whether a tokenizer cuts words as those do that tasks learn."""
+    before = facts.get("pre_tokenizer") if isinstance(facts, dict) else None
+    steps = before.get("pretokenizers") if isinstance(before, dict) else None
+    first = steps[0] if isinstance(steps, list) and steps else {}
+    return isinstance(first, dict) and first.get("pattern") == {"Regex": _WORDS}
 
 
 def _utf8(text: str) -> bytes:
@@ -249,11 +268,3 @@ def _utf8(text: str) -> bytes:
             f"the text holds U+{ord(text[error.start]):04X} at position {error.start}, half of a "
             "surrogate pair, which UTF-8 cannot hold; remove it"
         ) from None
-
-
-def _byte_of_char() -> dict[str, int]:
-    """Return which byte each printable stand-in of byte-level tokenizers means (GPT-2's table)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [value for value in range(256) if value not in printable]
-    chars = {chr(value): value for value in printable}
-    return chars | {chr(256 + index): value for index, value in enumerate(others)}

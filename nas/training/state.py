@@ -18,6 +18,8 @@ from searchspace.supernet import Supernet
 FIRST_STAGE, MAIN_STAGE = "largest", "supernet"
 """The two stages: the largest network alone, then all archs."""
 STATE, LOG = "state.json", "log.jsonl"
+START = "supernet.safetensors"
+"""In the folder that `train.start` names: weights of a supernet that training begins with."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ from nas.training.state import (
     FIRST_STAGE,
     LOG,
     MAIN_STAGE,
+    START,
     TrainState,
     read_parts,
     read_state,
@@ -51,6 +52,7 @@ from nas.training.task import TrainingTask
 from nas.training.teacher import Teacher
 from nas.training.team import Alone, Team
 from searchspace.errors import UserError
+from searchspace.files import read_tensors
 from searchspace.space import SearchSpace
 from searchspace.supernet import Supernet
 
@@ -104,9 +106,17 @@ class Trainer:
             counted = self.config.num_steps is not None
             budget_s = None if counted else self.budget_s
             self.state = replace(self.state, precision=precision, budget_s=budget_s)
+            if self.config.start:
+                self.start_from(Path(self.config.start))
         else:
             self.load(state)
         self.agree()
+
+    def start_from(self, folder: Path) -> None:
+        """Begin with the weights that `nas import` wrote, and their network as teacher."""
+        self.supernet.load_state_dict(read_tensors(folder / START))
+        if self.state.stage == MAIN_STAGE:
+            self.teacher = self.new_teacher()
 
     def load(self, state: TrainState) -> None:
         """Take up a checkpoint."""

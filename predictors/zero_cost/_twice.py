@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nas_kernels.dispatch import reference_only
 from nas_kernels.linear_scan import chunked as linear_scan
 from nas_kernels.linear_scan import recurrent_linear_scan
 from nas_kernels.selective_scan import chunked as selective_scan
@@ -35,8 +36,9 @@ DEFINITIONS: dict[type[torch.autograd.Function], Callable[..., Any]] = {
 def twice_differentiable() -> Iterator[None]:
     """Take the slow way wherever the fast one has no second derivative.
 
-    Fused attention has none, nor have the recurrences with a gradient written by hand: inside,
-    scores are computed in full and these run from their definitions. Not for several threads.
+    Fused attention has none, nor have kernels, nor the recurrences with a gradient written by hand:
+    inside, scores are computed in full and these run from their definitions. Not for several
+    threads.
 
     Differentiate by `Tensor.backward`: `torch.autograd.grad` skips the node that PyTorch puts in
     the place of a missing second derivative, and silently leaves out what would come through it.
@@ -46,6 +48,7 @@ def twice_differentiable() -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(reference_only())
         for operation, definition in DEFINITIONS.items():
             # Covers the inherited one until it is deleted.
             operation.apply = staticmethod(definition)  # type: ignore[method-assign]

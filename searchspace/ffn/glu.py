@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from searchspace.ffn.mlp import FFN
-from searchspace.linear import Linear, project
+from searchspace.linear import Linear, fusable, fused_linear, project
 from searchspace.specs import FFNSpec
 
 
@@ -25,10 +25,13 @@ class GLU(FFN):
 
     def __init__(self, spec: FFNSpec) -> None:
         super().__init__(spec)
-        self.gate_proj = Linear(spec.d_model, spec.intermediate_size, spec.precision)
+        self.gate_proj = self.linear(spec.d_model, spec.intermediate_size)
 
     def forward(self, x_BTD: Tensor, state: Any = None) -> Tensor:
         """Map each token on its own, same shape."""
+        if self.fused and fusable(x_BTD, self.up_proj, self.gate_proj):
+            hidden = fused_linear(x_BTD, self.fused, self.up_proj, self.gate_proj)
+            return self.down_proj(hidden)
         up, gate = project(x_BTD, self.up_proj, self.gate_proj)
         return self.down_proj(self.activation(gate) * up)
 
@@ -40,6 +43,8 @@ class GLU(FFN):
 class SwiGLU(GLU):
     """Gated by SiLU; equation 6 with beta = 1."""
 
+    fused: ClassVar[str] = "swiglu"
+
     def activation(self, hidden_BTF: Tensor) -> Tensor:
         """Return silu(gate)."""
         return F.silu(hidden_BTF)
@@ -48,6 +53,8 @@ class SwiGLU(GLU):
 class GeGLU(GLU):
     """Gated by GELU (tanh form); equation 6."""
 
+    fused: ClassVar[str] = "geglu"
+
     def activation(self, hidden_BTF: Tensor) -> Tensor:
         """Return gelu(gate)."""
         return F.gelu(hidden_BTF, approximate="tanh")
@@ -55,6 +62,8 @@ class GeGLU(GLU):
 
 class ReGLU(GLU):
     """Gated by ReLU; equation 6."""
+
+    fused: ClassVar[str] = "reglu"
 
     def activation(self, hidden_BTF: Tensor) -> Tensor:
         """Return relu(gate)."""

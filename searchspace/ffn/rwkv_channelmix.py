@@ -51,7 +51,7 @@ class RWKVChannelMix(FFN):
 
     def __init__(self, spec: FFNSpec) -> None:
         super().__init__(spec)
-        self.channelmix_receptance = Linear(spec.d_model, spec.d_model, spec.precision)
+        self.channelmix_receptance = self.linear(spec.d_model, spec.d_model)
         self.channelmix_mix_k = nn.Parameter(torch.empty(spec.d_model))
         self.channelmix_mix_r = nn.Parameter(torch.empty(spec.d_model))
 

@@ -36,28 +36,29 @@ class GeluStack(FFN):
         width, inner = spec.intermediate_size, int(self.option("inner_size"))
         self.inner = nn.ModuleList()
         for _ in range(int(self.option("num_inner"))):
-            self.inner.append(Linear(width, inner, spec.precision))
+            self.inner.append(self.linear(width, inner))
             width = inner
         if self.inner:
             del self.down_proj
-            self.inner_down_proj = Linear(width, spec.d_model, spec.precision)
+            self.inner_down_proj = self.linear(width, spec.d_model)
 
     @classmethod
     def param_axes(cls, spec: FFNSpec) -> dict[str, tuple[str, ...]]:
         """Return the axes of the maps that there are."""
         num_inner = int(cls.option_of(spec, "num_inner"))
         if not num_inner:
-            return cls.axes
+            return super().param_axes(spec)
         widths = ["intermediate_size"] + ["inner_size"] * num_inner
         inner = {
             f"inner.{number}.weight": ("inner_size", before)
             for number, before in enumerate(widths[:-1])
         }
-        return {
+        axes = {
             "up_proj.weight": cls.axes["up_proj.weight"],
             **inner,
             "inner_down_proj.weight": ("d_model", "inner_size"),
         }
+        return cls.with_biases(spec, axes)
 
     @classmethod
     def settle_options(cls, options: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,9 @@ def sides(window: int, causal: bool) -> tuple[int, int]:
 
 def block_size(tokens: int, window: int) -> int:
     """Return how many tokens `band_sums` treats together."""
-    return min(tokens, max(BLOCK, window))
+    block = max(BLOCK, window)
+    # In a graph for any number of tokens it is the same for all of them.
+    return block if isinstance(tokens, torch.SymInt) else min(tokens, block)
 
 
 @cached_constant

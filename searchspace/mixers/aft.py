@@ -30,7 +30,15 @@ BIAS_STD = 0.1
 class AftCache(MixerState):
     """Weighted values and weights, `exp(k) v` and `exp(k)`, of every token so far."""
 
+    by_position: ClassVar = frozenset({"sums_BSE"})
+
     sums_BSE: Tensor
+
+    def append(self, new_BTE: Tensor) -> Tensor:
+        """Store new tokens and return those of all."""
+        start, self.length = self.length, self.length + new_BTE.shape[1]
+        self.sums_BSE[:, start : self.length] = new_BTE
+        return self.sums_BSE[:, : self.length]
 
 
 def bounded_exp(x: Tensor) -> Tensor:
@@ -111,8 +119,7 @@ class AftFull(FactorisedAft):
         q_BTC, k_BTC, v_BTC = self.project_qkv_flat(x_BTD, state)
         sums_BSE = weigh(k_BTC, v_BTC)
         if state is not None:
-            state.sums_BSE[:, start:end] = sums_BSE
-            state.length, sums_BSE = end, state.sums_BSE[:, :end]
+            sums_BSE = state.append(sums_BSE)
         factor_RS = self.aft_key_position[:end].t()
         weight_TS = bounded_exp(self.aft_query_position[start:end] @ factor_RS)
         if self.causal:

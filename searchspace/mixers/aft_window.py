@@ -78,15 +78,20 @@ class AftLocal(FactorisedAft):
         before, after = sides(window, self.causal)
         block = block_size(tokens, window)
         padded = tokens + -tokens % block
-        query_NIR = rows(self.aft_query_position, start, start + padded).unflatten(0, (-1, block))
-        key_TR = rows(self.aft_key_position, start - before, start + padded + after)
+        room = block + window
+        query_TR = rows(self.aft_query_position, start, start + padded, room)
+        query_NIR = query_TR.unflatten(0, (-1, block))
+        key_TR = rows(self.aft_key_position, start - before, start + padded + after, room)
         bias_NIM = query_NIR @ key_TR.unfold(0, block + window - 1, block)
         _, inside_IM = band_index(block, window, self.causal, bias_NIM.device)
         return (bounded_exp(bias_NIM) * inside_IM).unsqueeze(1)
 
 
-def rows(factor_TR: Tensor, first: int, end: int) -> Tensor:
-    """Return rows `first` to `end`, zeros where there are none."""
+def rows(factor_TR: Tensor, first: int, end: int, room: int) -> Tensor:
+    """Return rows `first` to `end`, zeros where there are none, of which `room` are on a side."""
+    if isinstance(first, torch.SymInt) or isinstance(end, torch.SymInt):
+        # In a graph for any number of tokens all rows and zeros are a constant.
+        return F.pad(factor_TR, (0, 0, room, room))[first + room : end + room]
     held = factor_TR[max(first, 0) : end]
     return F.pad(held, (0, 0, max(-first, 0), max(end - factor_TR.shape[0], 0)))
 

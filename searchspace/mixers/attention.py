@@ -11,10 +11,12 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas_kernels.block_attention import block_obstacle
 from nas_kernels.constants import cached_constant
+from nas_kernels.dispatch import may_have_kernels, use_triton
 from searchspace.convolution import causal_conv, depthwise_conv
 from searchspace.mixers.base import MixerState, ProjectedMixer, SharedKV
 from searchspace.mixers.kv_cache import KeyValueCache
@@ -22,19 +24,65 @@ from searchspace.positions import KINDS, alibi_bias, apply_rope, position_kind
 from searchspace.specs import MixerSpec
 
 QUERY_CHUNK = 128
+QK_NORM_EPS = {"rmsnorm": 1e-5, "rmsnorm_e6": 1e-6}
+QK_NORM_AXES: dict[str, tuple[str, ...]] = {"q_norm": ("head_dim",), "k_norm": ("head_dim",)}
 
 
 class AttentionMixer(ProjectedMixer):
     """A mixer that weighs values by a function of query-key scores.
 
-    A subclass implements `attend`; its causal form keeps all keys and values.
+    A subclass implements `attend`; its causal form keeps all keys and values. Option `qk_norm`
+    brings queries and keys of every head to unit root mean square, and scales each feature, before
+    positions are applied.
+
+    Source: Henry et al. 2020, "Query-Key Normalization for Transformers", section 3, in the form of
+    Yang et al. 2025, "Qwen3 Technical Report", section 2 (RMS norm, one scale for all heads).
     """
 
     positions: ClassVar[tuple[str, ...]] = KINDS
+    options: ClassVar[dict[str, Any]] = {"qk_norm": "none"}
+    option_choices: ClassVar[dict[str, tuple[Any, ...]]] = {"qk_norm": ("none", *QK_NORM_EPS)}
 
     def __init__(self, spec: MixerSpec) -> None:
         super().__init__(spec)
         self.position = position_kind(spec.position)
+        self.qk_norm = str(self.option("qk_norm"))
+        if self.qk_norm != "none":
+            self.q_norm = nn.Parameter(torch.empty(spec.head_dim))
+            self.k_norm = nn.Parameter(torch.empty(spec.head_dim))
+
+    @classmethod
+    def param_axes(cls, spec: MixerSpec) -> dict[str, tuple[str, ...]]:
+        """Return the axes, those of the query and key norms only where they are there."""
+        norms = QK_NORM_AXES if cls.option_of(spec, "qk_norm") != "none" else {}
+        return {**super().param_axes(spec), **norms}
+
+    def reset(self, generator: torch.Generator, depth: int) -> None:
+        """Initialise; norms of queries and keys start without a scale."""
+        super().reset(generator, depth)
+        self.reset_qk_norm()
+
+    def reset_qk_norm(self) -> None:
+        """Set the scales of the norms that there are to 1."""
+        with torch.no_grad():
+            for name in QK_NORM_AXES:
+                if hasattr(self, name):
+                    getattr(self, name).fill_(1.0)
+
+    def normalise(self, x_BHTK: Tensor, name: str) -> Tensor:
+        """Apply ``"q_norm"`` or ``"k_norm"`` where the mixer has it."""
+        if self.qk_norm == "none":
+            return x_BHTK
+        weight_K = getattr(self, name)
+        full = x_BHTK.to(weight_K.dtype)
+        return F.rms_norm(full, weight_K.shape, weight_K, QK_NORM_EPS[self.qk_norm]).to(x_BHTK)
+
+    def project_qkv(
+        self, x_BTD: Tensor, state: MixerState | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys (both normalised, where they are) and values."""
+        q, k, v = super().project_qkv(x_BTD, state)
+        return self.normalise(q, "q_norm"), self.normalise(k, "k_norm"), v
 
     def init_state(self, batch: int, max_tokens: int, device: torch.device | None = None) -> Any:
         """Return an empty cache for `max_tokens` tokens."""
@@ -134,6 +182,14 @@ def sdpa(
     )
 
 
+def runs_by_tiles(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> bool:
+    """Whether `block_attention` has a kernel for these, which skips what no query sees."""
+    given = q_BHTK, k_BGSK, v_BGSK
+    return may_have_kernels(q_BHTK) and use_triton(
+        "block_attention", *given, unsupported=block_obstacle(*given)
+    )
+
+
 def grouped_scores(q_BHTK: Tensor, k_BGSK: Tensor) -> Tensor:
     """Return `q k / sqrt(K)` as (B, H, T, S), in at least single precision."""
     groups, tokens = k_BGSK.shape[1], q_BHTK.shape[2]
@@ -171,6 +227,9 @@ def in_query_chunks(
         causal: whether queries see no later keys.
     """
     tokens, num_keys = q_BHTK.shape[2], k_BGSK.shape[2]
+    if isinstance(tokens, torch.SymInt):
+        # A graph for any number of tokens: how many chunks that makes is not known yet.
+        return attend(q_BHTK, k_BGSK, v_BGSK, start)
     outs = []
     for at in range(0, tokens, QUERY_CHUNK):
         end = min(at + QUERY_CHUNK, tokens)
@@ -193,6 +252,18 @@ def apply_mask(scores_BHTS: Tensor, mask: Tensor | None) -> Tensor:
     if mask.is_floating_point():
         return scores_BHTS + mask.to(scores_BHTS.dtype)
     return scores_BHTS.masked_fill(~mask, -math.inf)
+
+
+def without_padding(mask: Tensor | None, visible_BS: Tensor | None) -> Tensor | None:
+    """Combine a mask or bias (of any sequence) with which keys of each sequence are no padding."""
+    if visible_BS is None:
+        return mask
+    visible_B11S = visible_BS[:, None, None]
+    if mask is None:
+        return visible_B11S
+    if mask.is_floating_point():
+        return mask.masked_fill(~visible_B11S, -math.inf)
+    return mask & visible_B11S
 
 
 def key_age(start: int, tokens: int, num_keys: int, device: torch.device) -> Tensor:

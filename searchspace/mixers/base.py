@@ -31,6 +31,10 @@ class MixerState:
         conv_BTC: the last inputs of the convolutions after the projections, if there are any.
     """
 
+    by_position: ClassVar[frozenset[str]] = frozenset()
+    """Tensors with a place of its own for every token, of which only the first `length` are read:
+    for them an earlier `length` forgets the newest tokens exactly. See `searchspace.state_mark`."""
+
     length: int = 0
     conv_BTC: Tensor | None = None
 
@@ -48,11 +52,13 @@ class SharedKV:
         k_BGSK: keys of every token so far, positions applied; None before the first provider.
         v_BGSK: values.
         start: position of the first query token of this call.
+        visible_BS: which tokens are no padding; None where all count.
     """
 
     k_BGSK: Tensor | None = None
     v_BGSK: Tensor | None = None
     start: int = 0
+    visible_BS: Tensor | None = None
 
 
 class Mixer(Operator):
@@ -130,29 +136,40 @@ CONV_AXES: dict[str, tuple[str, ...]] = {
     "k_conv": ("num_kv_heads*head_dim", "qkv_dconv"),
     "v_conv": ("num_kv_heads*head_dim", "qkv_dconv"),
 }
+BIASED: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "all": ("q_proj", "k_proj", "v_proj", "o_proj"),
+}
+"""Which projections have a bias, by the choices of the option `bias`."""
 
 
 class ProjectedMixer(Mixer):
     """A mixer with the query, key, value and output projections that attention types share.
 
     Its option `qkv_dconv` (taps, 0 for none) puts a depthwise convolution over time behind each of
-    the three projections.
+    the three projections; `bias` gives them, or all four, a bias.
 
-    Source: So et al. 2021, "Primer", section 3.1 (multi-DConv-head attention), for `qkv_dconv`.
+    Source: So et al. 2021, "Primer", section 3.1 (multi-DConv-head attention), for `qkv_dconv`;
+    Bai et al. 2023, "Qwen Technical Report", section 2.3 (`bias` ``"qkv"``).
     """
 
     axes: ClassVar[dict[str, tuple[str, ...]]] = ATTENTION_AXES
-    options: ClassVar[dict[str, Any]] = {"qkv_dconv": 0}
-    option_choices: ClassVar[dict[str, tuple[Any, ...]]] = {"qkv_dconv": (0, 2, 3, 4)}
+    options: ClassVar[dict[str, Any]] = {"qkv_dconv": 0, "bias": "none"}
+    option_choices: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "qkv_dconv": (0, 2, 3, 4),
+        "bias": tuple(BIASED),
+    }
 
     def __init__(self, spec: MixerSpec) -> None:
         super().__init__(spec)
         d_model, precision = spec.d_model, spec.precision
         width, kv_width = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        self.q_proj = Linear(d_model, width, precision)
-        self.k_proj = Linear(d_model, kv_width, precision)
-        self.v_proj = Linear(d_model, kv_width, precision)
-        self.o_proj = Linear(width, d_model, precision)
+        biased = BIASED[self.option("bias")]
+        self.q_proj = Linear(d_model, width, precision, "q_proj" in biased)
+        self.k_proj = Linear(d_model, kv_width, precision, "k_proj" in biased)
+        self.v_proj = Linear(d_model, kv_width, precision, "v_proj" in biased)
+        self.o_proj = Linear(width, d_model, precision, "o_proj" in biased)
         self.num_taps = int(self.option("qkv_dconv"))
         if self.num_taps:
             self.q_conv = nn.Parameter(torch.empty(width, self.num_taps))
@@ -161,8 +178,15 @@ class ProjectedMixer(Mixer):
 
     @classmethod
     def param_axes(cls, spec: MixerSpec) -> dict[str, tuple[str, ...]]:
-        """Return the axes, those of the convolutions only where they are there."""
-        return {**cls.axes, **(CONV_AXES if cls.option_of(spec, "qkv_dconv") else {})}
+        """Return the axes, those of convolutions and biases only where they are there."""
+        convolutions = CONV_AXES if cls.option_of(spec, "qkv_dconv") else {}
+        return {**cls.axes, **convolutions, **cls.bias_axes(spec)}
+
+    @classmethod
+    def bias_axes(cls, spec: MixerSpec) -> dict[str, tuple[str, ...]]:
+        """Return the axes of the biases that there are."""
+        names = BIASED[cls.option_of(spec, "bias")]
+        return {f"{name}.bias": cls.axes[f"{name}.weight"][:1] for name in names}
 
     def input_linears(self) -> list[Linear]:
         """Return the query, key and value projections; override where the input has other uses."""

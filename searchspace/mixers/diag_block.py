@@ -10,8 +10,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from searchspace.mixers.attention import causal_mask, sdpa
+from nas_kernels.block_attention import Pattern, block_attention
+from nas_kernels.dispatch import TRITON
+from searchspace.mixers.attention import causal_mask, runs_by_tiles, sdpa
 from searchspace.mixers.segments import SegmentMixer
 
 
@@ -31,6 +34,11 @@ class BlockAttention(SegmentMixer):
     def attend_segments(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
         """Attend within full blocks, then within what is left over."""
         block, tokens = self.segment_tokens, q_BHTK.shape[2]
+        if isinstance(tokens, torch.SymInt):
+            return self._attend_padded(q_BHTK, k_BGTK, v_BGTK)
+        if self.position != "alibi" and runs_by_tiles(q_BHTK, k_BGTK, v_BGTK):
+            pattern = Pattern(self.causal, segment=block)
+            return block_attention(q_BHTK, k_BGTK, v_BGTK, pattern, implementation=TRITON)[0]
         num_full = tokens // block
         full = num_full * block
         parts = []
@@ -49,6 +57,24 @@ class BlockAttention(SegmentMixer):
             return sdpa(q, k, v, None, is_causal=self.causal and tokens > 1)
         mask = causal_mask(0, tokens, tokens, q.device) if self.causal else None
         return sdpa(q, k, v, self.with_alibi(mask, q, tokens, 0))
+
+    def _attend_padded(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
+        """Attend within full blocks, the last one padded: for a graph for any number of tokens."""
+        block, (batch, _, tokens, _) = self.segment_tokens, q_BHTK.shape
+        num_blocks, device = -(-tokens // block), q_BHTK.device
+        padding = (0, 0, 0, num_blocks * block - tokens)
+        q, k, v = (_blocks(F.pad(x, padding), block) for x in (q_BHTK, k_BGTK, v_BGTK))
+        if self.causal:
+            out = self._attend_block(q, k, v)
+        else:
+            there_NW = (torch.arange(num_blocks * block, device=device) < tokens).unflatten(
+                0, (num_blocks, block)
+            )
+            mask = there_NW[:, None, None].expand(-1, -1, block, -1)
+            mask = self.with_alibi(mask, q, block, 0)
+            out = sdpa(q, k, v, mask.repeat(batch, 1, 1, 1))
+        out = out.unflatten(0, (batch, num_blocks)).transpose(1, 2).flatten(2, 3)
+        return out[:, :, :tokens]
 
     def attend_last(self, q_BH1K: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
         """Attend to the block so far."""

@@ -73,11 +73,11 @@ class DilatedAttention(SegmentMixer):
         thin = weights.to(v.dtype) @ v
         # The largest weight is exp(largest score) / denominator: no second exponential is needed.
         log_sum = scores.amax(dim=-1) - weights.amax(dim=-1).log()
-        batch, kept = thin.shape[1], thin.shape[3]
-        out = thin.new_zeros(batch, heads, num_segments, kept, rate, thin.shape[-1])
-        out[:, head_H, :, :, offset_H] = thin
-        spread = log_sum.new_full((batch, heads, num_segments, kept, rate), -math.inf)
-        spread[:, head_H, :, :, offset_H] = log_sum
+        # What is not kept is filled in by a mask: unlike a write to a view, it is one of few ways
+        # that graphs for any number of tokens have.
+        own_H11R = (torch.arange(rate, device=q.device) == offset_H[:, None])[:, None, None]
+        out = torch.where(own_H11R[..., None], thin.transpose(0, 1).unsqueeze(-2), 0.0)
+        spread = torch.where(own_H11R, log_sum.transpose(0, 1).unsqueeze(-1), -math.inf)
         return out.flatten(2, 4)[:, :, :tokens], spread.flatten(2, 4)[:, :, :tokens]
 
     def _bias(

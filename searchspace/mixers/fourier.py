@@ -72,6 +72,8 @@ def dct_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the orthonormal cosine transform of type 2, (F, T)."""
     frequency_F1 = torch.arange(size, dtype=torch.float64, device=device)[:, None]
     time_T = torch.arange(size, dtype=torch.float64, device=device)[None, :]
-    matrix_FT = torch.cos(math.pi / size * (time_T + 0.5) * frequency_F1) * math.sqrt(2 / size)
-    matrix_FT[0] /= math.sqrt(2)
-    return matrix_FT.to(dtype)
+    # As a tensor: in a graph for any number of tokens it is not known yet.
+    size_1 = torch.full((1,), torch.sym_float(size), dtype=torch.float64, device=device)
+    matrix_FT = torch.cos(math.pi / size_1 * (time_T + 0.5) * frequency_F1)
+    scale_F1 = torch.where(frequency_F1 == 0, 1 / size_1, 2 / size_1).sqrt()
+    return (matrix_FT * scale_F1).to(dtype)

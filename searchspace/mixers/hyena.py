@@ -43,6 +43,8 @@ class HyenaState(MixerState):
     the same for all sequences of a batch and follow from the weights, so `tensors` leaves them out.
     """
 
+    by_position: ClassVar = frozenset({"history_BNSC"})
+
     history_BNSC: Tensor
     extra_conv_BTC: Tensor | None = None
     reversed_filters: list[Tensor]

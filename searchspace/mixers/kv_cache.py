@@ -6,6 +6,7 @@ Shapes: B batch, T new tokens, G key/value heads, S stored tokens, K head width,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +43,8 @@ class KeyValueCache(MixerState):
         v_BGSK: values; None where they are the keys.
     """
 
+    by_position: ClassVar = frozenset({"k_BGSK", "v_BGSK"})
+
     k_BGSK: Tensor
     v_BGSK: Tensor | None = None
 
@@ -68,6 +71,8 @@ class BorrowedCache(MixerState):
 
     Zeros of the size the real ones would have, so that it can be timed; no bytes of its own.
     """
+
+    by_position: ClassVar = frozenset({"k_BGSK", "v_BGSK"})
 
     k_BGSK: Tensor
     v_BGSK: Tensor

@@ -86,7 +86,9 @@ class RecurrentMixer(ProjectedMixer):
         tokens = x_BHTK.shape[2]
         dtype = torch.promote_types(x_BHTK.dtype, torch.float32)
         if not self.causal:
-            return torch.full((tokens, 1), float(tokens), device=x_BHTK.device, dtype=dtype)
+            return torch.full(
+                (tokens, 1), torch.sym_float(tokens), device=x_BHTK.device, dtype=dtype
+            )
         start = 1 if state is None else state.length + 1
         return torch.arange(start, start + tokens, device=x_BHTK.device, dtype=dtype)[:, None]
 

@@ -12,9 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from nas_kernels.block_attention import Pattern, block_attention
 from nas_kernels.constants import cached_constant
+from nas_kernels.dispatch import TRITON
 from searchspace.errors import UserError
-from searchspace.mixers.attention import AttentionMixer, alibi_at, sdpa
+from searchspace.mixers.attention import AttentionMixer, alibi_at, runs_by_tiles, sdpa
 from searchspace.mixers.kv_cache import WindowCache
 from searchspace.mixers.window_blocks import block_banded
 from searchspace.specs import MixerSpec
@@ -86,11 +88,14 @@ class SlidingWindowAttention(AttentionMixer):
         return self.o_proj(self.merge_heads(out))
 
     def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, start: int) -> Tensor:
-        """Attend within a sequence that starts at position 0, by the cheapest of three ways."""
+        """Attend within a sequence that starts at position 0, by the cheapest of the ways."""
         tokens, alibi = q_BHTK.shape[2], self.position == "alibi"
         banded = self.dilation == 1 and self.num_global == 0
         if banded and self.causal and tokens <= self.window and not alibi:
             return sdpa(q_BHTK, k_BGSK, v_BGSK, None, is_causal=tokens > 1)
+        if not alibi and runs_by_tiles(q_BHTK, k_BGSK, v_BGSK):
+            pattern = Pattern(self.causal, self.window, self.dilation, self.num_global)
+            return block_attention(q_BHTK, k_BGSK, v_BGSK, pattern, implementation=TRITON)[0]
         if banded and tokens > 2 * self.window:
             return block_banded(q_BHTK, k_BGSK, v_BGSK, self.window, self.causal, alibi)
         mask = self._mask(0, tokens, 0, 0, q_BHTK.device)
@@ -105,7 +110,7 @@ class SlidingWindowAttention(AttentionMixer):
         mask: Tensor | None = None
         if tokens == 1:
             # Only keys a whole number of dilations away, and none twice: no mask is needed.
-            twice = max(0, num_global - (start - held))
+            twice = torch.sym_max(0, num_global - (start - held)) if self.num_global else 0
             first = num_global + twice + (held - twice) % self.dilation
             k, v, position_S = (
                 _first_and_every(x, num_global, first, self.dilation)
@@ -114,7 +119,7 @@ class SlidingWindowAttention(AttentionMixer):
             position_S = position_S.flatten()
         else:
             # Seen from the window, later starts look all the same.
-            canonical = min(start, held + num_global)
+            canonical = torch.sym_min(start, held + num_global)
             mask = self._mask(canonical, tokens, num_global, held, device)
         if self.position == "alibi":
             query_T = torch.arange(start, start + tokens, device=device)
@@ -167,6 +172,5 @@ def _visible(
     near_TS = (age_TS % dilation == 0) & (age_TS.abs() < window * dilation)
     visible_TS = near_TS | (key_S < all_global)
     visible_TS = visible_TS & (age_TS >= 0) if causal else visible_TS | (query_T1 < all_global)
-    stored_twice_S = key_S < num_global
-    stored_twice_S[:num_global] = False
-    return visible_TS & ~stored_twice_S
+    stored_S = torch.arange(key_S.shape[0], device=device) < num_global
+    return visible_TS & (stored_S | (key_S >= num_global))

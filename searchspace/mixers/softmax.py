@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from nas_kernels.decode_attention import decode_attention, decode_obstacle
+from nas_kernels.dispatch import TRITON, may_have_kernels, use_triton
 from searchspace.convolution import reset_conv
 from searchspace.errors import UserError
 from searchspace.linear import Linear, project
 from searchspace.mixers.attention import (
+    QK_NORM_AXES,
     AttentionMixer,
     apply_mask,
     convolve_together,
@@ -23,6 +27,7 @@ from searchspace.mixers.attention import (
     grouped_sum,
     in_query_chunks,
     sdpa,
+    without_padding,
 )
 from searchspace.mixers.base import (
     CONV_AXES,
@@ -95,6 +100,9 @@ class SoftmaxAttention(AttentionMixer):
         for name in CONV_AXES:
             if self.num_taps and name[0] not in self.convolved:
                 delattr(self, name)
+        for name in QK_NORM_AXES:
+            if self.qk_norm != "none" and name[0] not in there:
+                delattr(self, name)
 
     @classmethod
     def _projections(cls, spec: MixerSpec) -> set[str]:
@@ -112,9 +120,12 @@ class SoftmaxAttention(AttentionMixer):
     def param_axes(cls, spec: MixerSpec) -> dict[str, tuple[str, ...]]:
         """Return the axes of the parameters that the options leave."""
         there = cls._projections(spec)
-        axes = {name: named for name, named in cls.axes.items() if name[0] in there}
+        found = {**cls.axes, **cls.bias_axes(spec)}
+        if cls.option_of(spec, "qk_norm") != "none":
+            found |= QK_NORM_AXES
         if cls.option_of(spec, "qkv_dconv") and not spec.kv_shared:
-            axes |= {name: named for name, named in CONV_AXES.items() if name[0] in there}
+            found |= CONV_AXES
+        axes = {name: named for name, named in found.items() if name[0] in there}
         if cls.option_of(spec, "qk") == "collapsed":
             for head in range(spec.num_heads):
                 axes[f"qk_collapsed.{head}.weight"] = ("d_model", "d_model")
@@ -139,10 +150,14 @@ class SoftmaxAttention(AttentionMixer):
 
     @classmethod
     def settle_options(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the options without what stands behind projections, where those are collapsed."""
-        if options["qk"] != "collapsed":
-            return options
-        return {**options, "qkv_dconv": 0, "similarity": "dot"}
+        """Return the options without what belongs to projections that are not there."""
+        settled = dict(options)
+        collapsed, identity = options["qk"] == "collapsed", options["vo"] == "identity"
+        if identity and options["bias"] != "none":
+            settled["bias"] = "none" if collapsed else "qkv"
+        if collapsed:
+            settled |= {"qkv_dconv": 0, "similarity": "dot", "qk_norm": "none"}
+        return settled
 
     @classmethod
     def head_kind(cls, options: Mapping[str, Any]) -> Literal["grouped", "equal", "none"]:
@@ -164,6 +179,7 @@ class SoftmaxAttention(AttentionMixer):
         for part in self.convolved:
             taps_CW = getattr(self, f"{part}_conv")
             reset_conv(taps_CW, generator)
+        self.reset_qk_norm()
         if self.weighted:
             width = self.spec.head_dim
             with torch.no_grad():
@@ -238,7 +254,8 @@ class SoftmaxAttention(AttentionMixer):
                 k, v = state.append(k, v)
             if shared is not None:
                 shared.k_BGSK, shared.v_BGSK, shared.start = k, v, start
-        out = self.attend(self.rotate(q, start), k, v, start)
+        visible_BS = None if shared is None else shared.visible_BS
+        out = self.attend(self.rotate(q, start), k, v, start, visible_BS)
         return out if self.identity else self.o_proj(self.merge_heads(out))
 
     def _project(self, x_BTD: Tensor, state: MixerState | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -247,14 +264,15 @@ class SoftmaxAttention(AttentionMixer):
         num_projected = len(self.projected)
         parts = dict(zip(self.projected, self._convolve(outs[:num_projected], state), strict=True))
         heads = {part: self.split_heads(out) for part, out in parts.items()}
-        k = heads.get("k", x_BTD[:, None])
-        v = heads.get("v", x_BTD[:, None])
+        k, v = heads.get("k", x_BTD[:, None]), heads.get("v", x_BTD[:, None])
+        if "k" in heads:
+            k = self.normalise(k, "k_norm")
         if self.collapsed:
             return torch.stack(outs[num_projected:], dim=1), k, v
         if "q" not in heads:
             q = k.repeat_interleave(self.spec.num_heads // k.shape[1], dim=1)
         else:
-            q = heads["q"]
+            q = self.normalise(heads["q"], "q_norm")
         return q @ self.qk_weighted if self.weighted else q, k, v
 
     def _convolve(self, parts: list[Tensor], state: MixerState | None) -> list[Tensor]:
@@ -276,28 +294,51 @@ class SoftmaxAttention(AttentionMixer):
         k, v = state.take(tokens)
         return k.to(x_BTD.dtype), v.to(x_BTD.dtype), start
 
-    def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, start: int) -> Tensor:
+    def attend(
+        self,
+        q_BHTK: Tensor,
+        k_BGSK: Tensor,
+        v_BGSK: Tensor,
+        start: int,
+        visible_BS: Tensor | None = None,
+    ) -> Tensor:
         """Return (B, H, T, K), or (B, T, D) where the heads' results are averaged."""
         if self.collapsed or self.identity:
-            return in_query_chunks(self._attend_wide, q_BHTK, k_BGSK, v_BGSK, start, self.causal)
+            wide = partial(self._attend_wide, visible_BS=visible_BS)
+            return in_query_chunks(wide, q_BHTK, k_BGSK, v_BGSK, start, self.causal)
         if self.causal and start == 0 and q_BHTK.shape[2] > 1 and self.position != "alibi":
             return sdpa(q_BHTK, k_BGSK, v_BGSK, None, is_causal=True)
-        return sdpa(q_BHTK, k_BGSK, v_BGSK, self.full_mask(q_BHTK, k_BGSK.shape[2], start))
+        if visible_BS is None and self._decodes(q_BHTK, k_BGSK, v_BGSK):
+            return decode_attention(q_BHTK, k_BGSK, v_BGSK, implementation=TRITON)
+        mask = without_padding(self.full_mask(q_BHTK, k_BGSK.shape[2], start), visible_BS)
+        return sdpa(q_BHTK, k_BGSK, v_BGSK, mask)
 
-    def _attend_wide(self, q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
+    def _decodes(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> bool:
+        """Whether one new token attends by a kernel that cuts its keys among programs."""
+        given = q_BHTK, k_BGSK, v_BGSK
+        if not may_have_kernels(q_BHTK) or q_BHTK.shape[2] != 1 or self.position == "alibi":
+            return False
+        return use_triton("decode_attention", *given, unsupported=decode_obstacle(*given))
+
+    def _attend_wide(
+        self, q: Tensor, k: Tensor, v: Tensor, start: int, visible_BS: Tensor | None
+    ) -> Tensor:
         """Attend where keys, values or both are the input, one for all heads."""
-        weights = self._weights(q, k, start)
+        weights = self._weights(q, k, start, visible_BS)
         if self.identity:
             # Averaging the weights, not the results, sums over the wide values once.
             return weights.mean(dim=1).to(v.dtype) @ v[:, 0]
         return grouped_sum(weights, v)
 
-    def _weights(self, q: Tensor, k: Tensor, start: int) -> Tensor:
-        mask = self.full_mask(q, k.shape[2], start)
+    def _weights(
+        self, q: Tensor, k: Tensor, start: int, visible_BS: Tensor | None = None
+    ) -> Tensor:
+        mask = without_padding(self.full_mask(q, k.shape[2], start), visible_BS)
         return apply_mask(grouped_scores(q, k), mask).softmax(dim=-1)
 
     def attention_probs(self, x_BTD: Tensor, shared: SharedKV | None = None) -> Tensor | None:
         """Return the weights (B, H, T, S); with `kv_shared` those of the keys in `shared`."""
         q, k, _ = self._project(x_BTD, None)
         k = self._borrow(x_BTD, None, shared)[0] if self.spec.kv_shared else self.rotate(k, 0)
-        return self._weights(self.rotate(q, 0), k, 0)
+        visible_BS = None if shared is None else shared.visible_BS
+        return self._weights(self.rotate(q, 0), k, 0, visible_BS)

@@ -40,7 +40,9 @@ class SparseAttention(AttentionMixer):
         """Attend to the visible keys."""
         tokens, num_keys, device = q_BHTK.shape[2], k_BGSK.shape[2], q_BHTK.device
         what = type(self).pattern, self.sizes(), self.causal
-        if tokens == 1 and num_keys > 1 and self.causal:
+        # Which keys those are cannot be part of a graph for any number of them.
+        picks = tokens == 1 and num_keys > 1 and not isinstance(num_keys, torch.SymInt)
+        if picks and self.causal:
             key_S = _visible_keys(*what, start, device)
             bias = None
             if self.position == "alibi":

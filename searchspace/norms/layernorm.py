@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas_kernels.dispatch import may_have_kernels
+from nas_kernels.norms import layer_norm
 from searchspace.norms.base import Norm
 
 
@@ -27,4 +29,12 @@ class LayerNorm(Norm):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the normalised `x_BTD`, same shape."""
+        if may_have_kernels(x_BTD):
+            return layer_norm(x_BTD, self.weight, self.bias, self.eps)
         return F.layer_norm(x_BTD, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class LayerNormE12(LayerNorm):
+    """Layer norm with 1e-12 under the root, as BERT has it."""
+
+    eps = 1e-12

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas_kernels.dispatch import may_have_kernels
+from nas_kernels.norms import rms_norm
 from searchspace.norms.base import Norm
 
 
@@ -26,4 +28,12 @@ class RMSNorm(Norm):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the normalised `x_BTD`, same shape."""
+        if may_have_kernels(x_BTD):
+            return rms_norm(x_BTD, self.weight, self.eps)
         return F.rms_norm(x_BTD, self.weight.shape, self.weight, self.eps)
+
+
+class RMSNormE6(RMSNorm):
+    """RMS norm with 1e-6 under the root, as Llama 1, Qwen2 and Qwen3 have it."""
+
+    eps = 1e-6

@@ -65,9 +65,11 @@ def kept(runtime: Runtime, name: str, make: Callable[[], T]) -> T:
     """
     if name in runtime:
         return runtime[name]
+    if torch.compiler.is_compiling():
+        return make()  # a change of modes would be recorded as a part of the program
     with torch.inference_mode(False), torch.no_grad():
         value = make()
-        ordinary = type(torch.empty(0)) is Tensor and not torch.compiler.is_compiling()
+        ordinary = type(torch.empty(0)) is Tensor
     if ordinary:
         runtime[name] = value
     return value

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from nas_kernels.dispatch import TRITON, may_have_kernels, use_triton
 from nas_kernels.int8_linear import QuantizedActivations, int8_linear
 from nas_kernels.ternary_linear import (
     fake_quantize_ternary,
     pack_ternary,
     quantize_ternary,
+    ternary_linear,
     unpack_ternary,
 )
 from searchspace.precisions.activations import INT8, Activations
@@ -40,6 +42,9 @@ class Ternary:
     def run(
         self, x: QuantizedActivations, stored: Mapping[str, Tensor], runtime: Runtime
     ) -> Tensor:
-        """Return `x @ weight.T`, by the integer product on codes widened at the first call."""
+        """Return `x @ weight.T`: from stored codes, or from int8 ones made at the first call."""
+        given = x.values_MK, stored["weight"], stored["weight_scale"]
+        if may_have_kernels(x.values_MK) and use_triton("ternary_linear", *given):
+            return ternary_linear(x, *given[1:], implementation=TRITON)
         codes_NK = kept(runtime, "codes", lambda: unpack_ternary(stored["weight"], x.shape[-1]))
         return int8_linear(x, codes_NK, stored["weight_scale"])

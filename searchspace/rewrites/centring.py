@@ -50,7 +50,7 @@ def layernorm_to_rmsnorm(subnet: Subnet) -> None:
     for _, block in _blocks(subnet):
         block.norm = _without_centring(block.norm, block.op.input_linears())
         _centre_result(cast(Linear, block.op.output_linear()))
-    ends.norm = _without_centring(ends.norm, [ends.head])
+    ends.norm = _without_centring(ends.norm, ends.norm_readers())
 
 
 def _centre_embedding(ends: Ends) -> None:
@@ -84,7 +84,7 @@ def _without_centring(norm: nn.Module, linears: list[Linear]) -> RMSNorm:
     for linear in dict.fromkeys(linears):
         merge_before(linear, None, norm.bias)
     rms = RMSNorm(norm.weight.shape[0])
-    rms.weight = norm.weight
+    rms.weight, rms.eps = norm.weight, norm.eps
     return rms
 
 
@@ -103,6 +103,8 @@ def _check(subnet: Subnet) -> None:
     if not isinstance(subnet.ends.norm, LayerNorm):
         raise _refusal(f"the final norm is {subnet.ends.family.final_norm!r}, not 'layernorm'")
     family = subnet.ends.family
+    if not subnet.ends.norm_readers():
+        raise _refusal("tied_head=true leaves no map of its own behind the final norm")
     if family.embedding_norm != "none" and subnet.ends.embedding_proj is None:
         raise _refusal(f"nothing linear follows embedding_norm={family.embedding_norm!r}")
     for name, module in subnet.named_modules():

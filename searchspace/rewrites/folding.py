@@ -43,7 +43,7 @@ def fold_norms(module: nn.Module) -> None:
             _fold_before(
                 child, "embedding_norm", [] if embedding_proj is None else [embedding_proj]
             )
-            _fold_before(child, "norm", [child.head])
+            _fold_before(child, "norm", child.norm_readers())
         elif isinstance(child, ResidualBlock):
             _fold_block(child)
 

@@ -142,9 +142,9 @@ def test_a_layer_with_shared_keys_attends_to_the_whole_context(workload: Workloa
     seen: list[tuple[int, ...]] = []
     attend = block.op.attend
 
-    def watched(q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
+    def watched(q: Tensor, k: Tensor, v: Tensor, start: int, visible: None) -> Tensor:
         seen.append((q.shape[2], k.shape[2], v.shape[2], k.shape[1], start))
-        return attend(q, k, v, start)
+        return attend(q, k, v, start, visible)
 
     block.op.attend = watched
     inputs = sub_block_inputs(spec, workload, torch.Generator().manual_seed(0))

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nas_kernels.causal_conv import causal_conv
+from nas_kernels.causal_conv import causal_conv, causal_conv_reference
 from nas_kernels.dispatch import triton_available
-from searchspace.convolution import causal_conv as mixers_conv
 from tests.kernels.comparison import assert_close, draw, in_wider_rows, misaligned
 
 IMPLEMENTATIONS = [
@@ -106,13 +105,13 @@ def test_bf16_keeps_a_wider_state(implementation: str) -> None:
 
 
 @each_implementation
-def test_it_is_what_mixers_compute(implementation: str) -> None:
-    x, weight, state, _ = make_inputs(11, 4)
+def test_the_definition_in_pytorch(implementation: str) -> None:
+    x, weight, state, bias = make_inputs(11, 4)
     for before in (None, state):
         for tokens in (1, 2, 11):
-            expected = mixers_conv(x[:, :tokens], weight, before)
-            actual = causal_conv(x[:, :tokens], weight, before, implementation=implementation)
-            for result, right in zip(actual, expected, strict=True):
+            given = x[:, :tokens], weight, before, bias, True
+            actual = causal_conv(*given, implementation=implementation)
+            for result, right in zip(actual, causal_conv_reference(*given), strict=True):
                 assert_close(result, right)
 
 
@@ -150,11 +149,11 @@ def test_addresses_are_64_bit() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     x, weight, state, bias = make_inputs(3, 4)
     with pytest.raises(ValueError, match=r"state_BPC has the shape \(2, 2, 5\)"):
-        causal_conv(x, weight, state[:, 1:])
+        causal_conv(x, weight, state[:, 1:], implementation="reference")
     with pytest.raises(ValueError, match="weight_CW"):
-        causal_conv(x, weight[1:])
+        causal_conv(x, weight[1:], implementation="reference")
     with pytest.raises(ValueError, match="bias_C"):
-        causal_conv(x, weight, state, bias[1:])
+        causal_conv(x, weight, state, bias[1:], implementation="reference")
     if triton_available():
         with pytest.raises(RuntimeError, match="9 taps"):
             causal_conv(x, draw(5, 9).to(DEVICE), implementation="triton")

@@ -63,7 +63,7 @@ def test_stage_budgets_are_shares_of_the_whole_unless_given() -> None:
         (["search.population"], "has no '='"),
         (["budget=soon"], "is not a duration"),
         (["budget=0s"], "is not a duration"),
-        (["task.tokenizer=words"], "unknown task.tokenizer 'words'"),
+        (["task.tokenizer=words"], "unknown tokenizer 'words'"),
         (["train.precision=fp16"], "unknown train.precision 'fp16'"),
         (
             ["profile.workloads=prefill_b1_t64", "search.workload=prefill_b1_t999"],

@@ -7,18 +7,22 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from nas.config import ExportConfig
 from nas.export import EXPORTERS, Exporter, ExportFailed, Handover, delivery
 from nas.export.checker import Checker
 from nas.export.delivery import ExportSource, export_subnet, handover_of
 from nas.export.huggingface import HuggingFaceExporter
 from nas.export.reference import Reference
+from nas.export_stage import check_export, export_subnets
 from nas.generation import generate_text, generate_tokens
+from nas.progress import Reporter
 from nas.tasks import TaskConfig, prepare_task
 from nas.tasks.language_model import LanguageModelTask
 from searchspace.errors import UserError
@@ -115,13 +119,64 @@ def test_a_format_that_ends_its_process_fails_and_the_next_one_is_checked(
         again = checker.check(HuggingFaceExporter(), tmp_path, tmp_path / "reference")
         assert again["differences"] == found["differences"]
         unknown = type("Unknown", (HuggingFaceExporter,), {"name": "unknown"})()
-        with pytest.raises(ExportFailed, match="process that loads unknown ended: .*KeyError"):
+        with pytest.raises(ExportFailed, match=r"process that loads unknown ended: .*KeyError"):
             checker.check(unknown, tmp_path, tmp_path / "reference")
+
+
+def test_what_is_verified_already_is_not_written_again(
+    source: ExportSource, space: SearchSpace, checker: Checker, tmp_path: Path
+) -> None:
+    source, arch = replace(source, weights="these"), space.smallest()
+    first = export_subnet(source, arch, tmp_path / "net", {"measured": {"loss": 1.0}}, checker)
+    weights = tmp_path / "net" / "model.safetensors"
+    written = weights.stat().st_ino
+    again = export_subnet(source, arch, tmp_path / "net", {"measured": {"loss": 2.0}}, checker)
+    assert weights.stat().st_ino == written
+    assert again == {**first, "measured": {"loss": 2.0}}
+    assert json.loads((tmp_path / "net" / "export.json").read_text()) == again
+    export_subnet(replace(source, weights="others"), arch, tmp_path / "net", {}, checker)
+    assert weights.stat().st_ino != written
+
+
+def test_one_that_fails_does_not_keep_the_others_back(
+    source: ExportSource, space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archs = [space.smallest(), space.largest()]
+    pipeline: Any = SimpleNamespace(
+        config=SimpleNamespace(export=ExportConfig(test_tokens=2048, formats=("hf",))),
+        supernet=source.supernet,
+        task=source.task,
+        folder=SimpleNamespace(supernet=tmp_path / "supernet", subnets=tmp_path / "subnets"),
+        reporter=Reporter(quiet=True),
+    )
+    front = {
+        "groups": {"front": [{"arch_id": arch.id, "arch": arch.to_dict()} for arch in archs]},
+        "chosen": {"best": archs[1].id},
+    }
+    written = HuggingFaceExporter.write
+
+    def write(self: HuggingFaceExporter, handover: Handover, folder: Path) -> Mapping[str, Any]:
+        if handover.arch == archs[0]:
+            raise ExportFailed("no such form")
+        return written(self, handover, folder)
+
+    monkeypatch.setattr(HuggingFaceExporter, "write", write)
+    with pytest.raises(ExportFailed, match="1 of 2 subnetworks were not exported: no such form"):
+        export_subnets(pipeline, front, [])
+    assert [path.name for path in (tmp_path / "subnets").iterdir()] == [archs[1].id]
+    pipeline.config.export = replace(pipeline.config.export, choose=("best", archs[1].id))
+    export_subnets(pipeline, front, [])
+    pipeline.config.export = replace(pipeline.config.export, choose=("bets",))
+    with pytest.raises(UserError, match=r"export.choose='bets' is neither all, best nor the id"):
+        export_subnets(pipeline, front, [])
 
 
 def test_an_unknown_format_is_refused(source: ExportSource) -> None:
     with pytest.raises(UserError, match=r"unknown export format 'onx'"):
         replace(source, formats=("onx",)).exporters()
+    for key, value in (("formats", "onx"), ("rewrites", "none")):
+        with pytest.raises(UserError, match=rf"unknown export.{key} '{value}'"):
+            check_export(ExportConfig(**{key: (value,)}))
 
 
 def test_damaged_and_foreign_folders_are_refused(
@@ -228,7 +283,7 @@ def test_a_low_precision_that_loses_too_much_is_not_handed_over(
     arch = space.uniform(mixer_precision="int8", ffn_precision="int8")
     found = delivery.held_out_loss
     monkeypatch.setattr(delivery, "held_out_loss", lambda *given: 1.011 * found(*given))
-    with pytest.raises(ExportFailed, match=r"the loss is \d\.\d+, in the supernet"):
+    with pytest.raises(ExportFailed, match=r"the loss is \d\.\d+, in PyTorch"):
         export_subnet(source, arch, tmp_path / "net", {}, checker)
 
 

@@ -277,12 +277,14 @@ class TestLazyFeatures:
             prior[few] = 1.0
         model = PriorRidge(prior).fit(features[:150], labels[:150])
         assert (model.state()["rbf"] is not None) == rugged
+        # Angles of the random features are products in fp32, summed in another order.
+        bound = 1e-5 if rugged else 2e-6
         plain, fast = model.predict_mean(features), model.predict_mean(lazy)
-        assert np.abs(plain - fast).max() < 2e-6 * np.abs(plain).max()
+        assert np.abs(plain - fast).max() < bound * np.abs(plain).max()
         draws = model.draw(rng, 3)
         plain, fast = model.predict_draws(features, draws), model.predict_draws(lazy, draws)
         assert fast.shape == (2500, 4)
-        assert np.abs(plain - fast).max() < 2e-6 * np.abs(plain).max()
+        assert np.abs(plain - fast).max() < bound * np.abs(plain).max()
 
 
 def test_scores_of_many_candidates_are_those_of_each() -> None:

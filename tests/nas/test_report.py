@@ -194,11 +194,9 @@ def write_run(folder: Path, front: dict[str, Any] | None = None) -> Path:
     }
     export = {
         "arch_id": front_ids[0],
-        "verified": {
-            "max_logit_difference": 2.4e-07,
-            "loss": 1.8321,
-            "latency_ms": {WORKLOADS[0]: 1.02},
-            "weight_bytes": 412345,
+        "formats": {
+            "hf": {"verified": {"differences": [1e-8, 2.4e-07], "loss": 1.8321, "decode_ms": 1.02}},
+            "padded": {"refused": "layer 0 has no softmax"},
         },
     }
     files = {
@@ -266,7 +264,8 @@ def test_every_section_is_there_with_its_figures(whole: tuple[Path, str, Page]) 
         "minimised: loss, latency_ms, weight_bytes; constraints: latency_ms<=8.",
         "the loss is nan",
         "1499 steps",
-        "max_\u200blogit_\u200bdifference",
+        "decode_\u200bms",
+        "layer 0 has no softmax",
         "2.400e-07",
         "Example CPU @ 2 GHz",
         "search.sampler predictor",

@@ -16,7 +16,7 @@ import torch
 from nas.tasks import TaskConfig, prepare_task
 from nas.tasks.labelled import Examples, LabelledFacts, LabelledTask
 from nas.tasks.splits import SPLITS
-from nas.tasks.text_classification import PAD
+from nas.tasks.text_rows import PAD
 from searchspace.errors import UserError
 
 

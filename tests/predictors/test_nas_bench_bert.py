@@ -120,7 +120,7 @@ def test_as_trained(tmp_path: Path) -> None:
     arch = arch_of(read_one(tmp_path, network(7, 128, layers)))
     assert [layer.mixer for layer in arch.layers] == ["softmax", "softmax", "none", "none"]
     assert {layer.intermediate_size for layer in arch.layers[:2]} == {512}
-    assert arch.layers[1].all_ffn_options == {"num_inner": 2, "inner_size": 1024}
+    assert arch.layers[1].all_ffn_options == {"bias": "none", "num_inner": 2, "inner_size": 1024}
     assert arch.layers[1].mixer_options == ()
 
 
@@ -134,7 +134,11 @@ def test_as_described(tmp_path: Path) -> None:
         assert arch.layers[0].mixer == mixer
         assert options.items() <= arch.layers[0].all_options.items()
         assert arch.layers[0].intermediate_size == 1024
-        assert arch.layers[0].all_ffn_options == {"num_inner": 2, "inner_size": 1024}
+        assert arch.layers[0].all_ffn_options == {
+            "bias": "none",
+            "num_inner": 2,
+            "inner_size": 1024,
+        }
 
 
 @torch.no_grad()

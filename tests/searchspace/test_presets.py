@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from searchspace import operator
 from searchspace.arch import Arch
 from searchspace.ends import example_inputs
 from searchspace.errors import UserError
 from searchspace.family import EMBEDDING_POSITIONS, KINDS, POOLINGS
 from searchspace.ffn import FFNS
 from searchspace.mixers import MIXERS
-from searchspace.norms import NORMS
+from searchspace.norms import NORMS, OF_CHECKPOINTS
 from searchspace.positions import KINDS as POSITION_KINDS
 from searchspace.positions import position_kind
 from searchspace.precisions import PRECISIONS
@@ -142,7 +143,7 @@ class TestTogether:
     def test_operators(self) -> None:
         assert {layer.mixer for layer in self.layers} == {*MIXERS, ABSENT}
         assert {layer.ffn for layer in self.layers} == {*FFNS, ABSENT}
-        assert {layer.norm for layer in self.layers} == set(NORMS)
+        assert {layer.norm for layer in self.layers} == set(NORMS) - set(OF_CHECKPOINTS)
         assert {layer.norm_placement for layer in self.layers} == set(PLACEMENTS)
         assert {layer.kv_shared for layer in self.layers} == {False, True}
 
@@ -166,14 +167,21 @@ class TestTogether:
         assert any("_f" in name for name in names)
 
     @pytest.mark.parametrize(
-        ("mixer", "option"), [(m, o) for m in MIXERS for o in MIXERS[m].option_choices]
+        ("mixer", "option"),
+        [
+            (m, o)
+            for m in MIXERS
+            for o in MIXERS[m].option_choices
+            if o not in operator.OF_CHECKPOINTS
+        ],
     )
     def test_options(self, mixer: str, option: str) -> None:
         offered = {layer.all_options[option] for layer in self.layers if layer.mixer == mixer}
         assert offered == set(MIXERS[mixer].option_choices[option])
 
     @pytest.mark.parametrize(
-        ("ffn", "option"), [(f, o) for f in FFNS for o in FFNS[f].option_choices]
+        ("ffn", "option"),
+        [(f, o) for f in FFNS for o in FFNS[f].option_choices if o not in operator.OF_CHECKPOINTS],
     )
     def test_ffn_options(self, ffn: str, option: str) -> None:
         offered = {layer.all_ffn_options[option] for layer in self.layers if layer.ffn == ffn}

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from searchspace.errors import UserError
+from searchspace.space import SearchSpace
+from searchspace.subnet import Subnet
 from searchspace.untrusted import StoredTensor, file_inside, read_small_json, stored_tensors
 
 TENSORS = {
@@ -157,3 +159,60 @@ def test_a_damaged_file_is_either_read_alike_or_refused(
         assert {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()} == {  # noqa: SIM118
             name: tensor.shape for name, tensor in found.items()
         }
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    space = SearchSpace.load("decoder-tiny", 64)
+    Subnet(space.smallest()).reset(torch.Generator().manual_seed(0)).pack().save(folder)
+    return folder
+
+
+def replaced(value: Any, name: str, new: Any) -> Any:
+    """Return a JSON value in which every entry of this name is another."""
+    if isinstance(value, dict):
+        return {k: new if k == name else replaced(v, name, new) for k, v in value.items()}
+    return [replaced(item, name, new) for item in value] if isinstance(value, list) else value
+
+
+CONFIGS = {
+    "heads without end": ("num_heads", 10**12, "num_heads=1000000000000 is not between"),
+    "many heads": ("num_heads", 1 << 20, "num_heads=1048576 is not between -1 and 4096"),
+    "a width without end": ("d_model", 10**15, "d_model=1000000000000000 is not between"),
+    "another width": ("d_model", 1 << 22, "is float32 .*, the config says float32"),
+    "a wider layer": ("intermediate_size", 1 << 20, "is float32 .*, the config says float32"),
+    "a negative width": ("vocab_size", -5, "vocab_size=-5 is not between"),
+    "no layers": ("layers", {}, "has no list of at most 4096 layers"),
+    "layers without end": ("layers", [{"skip": True}] * 5000, "has no list of at most 4096"),
+    "layers that are none": ("layers", [7], "a layer is a mapping of its fields"),
+    "no arch": ("arch", None, "has no list of at most 4096 layers"),
+    "an unknown mixer": ("mixer", "__import__", "unknown mixer '__import__'"),
+    "an unknown rewrite": ("rewrites", ["os.system"], "unknown rewrite 'os.system'"),
+    "rewrites that are none": ("rewrites", {"a": 1}, "is no list of names"),
+}
+
+
+@pytest.mark.parametrize("what", CONFIGS)
+def test_a_config_that_claims_too_much_is_refused(
+    exported: Path, tmp_path: Path, what: str
+) -> None:
+    name, value, sentence = CONFIGS[what]
+    config = replaced(json.loads((exported / "config.json").read_text()), name, value)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((exported / "model.safetensors").read_bytes())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=sentence) as error:
+        Subnet.load(tmp_path)
+    assert "\n" not in str(error.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_an_exported_folder_with_a_link_out_of_it_is_refused(
+    exported: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_bytes((exported / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").symlink_to(exported / "model.safetensors")
+    with pytest.raises(UserError, match="leads out of its folder"):
+        Subnet.load(tmp_path)
+    Subnet.load(exported)

@@ -83,8 +83,8 @@ def _name_of(module: nn.Module) -> str:
     return f"sub-block {spec.key!r}" if spec is not None else type(module).__name__
 
 
-def _session(model: bytes) -> Any:
-    """Return a session with as many threads as PyTorch has.
+def open_session(model: bytes | str) -> Any:
+    """Return a session of a model or its file, with as many threads as PyTorch has.
 
     Every session has threads of its own, beyond the first. They would go on spinning for a while
     after a call and keep the processors from the next session, so they are told to stop at the end
@@ -107,7 +107,7 @@ def _session(model: bytes) -> Any:
 
 def _bound_call(exported: Exported) -> Call:
     """Return a call that runs a model in place: nothing is allocated, converted or copied."""
-    session = _session(exported.model)
+    session = open_session(exported.model)
     binding = session.io_binding()
     for name, tensor in exported.inputs.items():
         binding.bind_input(name, *_memory(tensor))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,13 @@ OPSET = 20
 CONTRIB = "com.microsoft"
 SMALL = 64
 """Constants with at most this many elements are shared."""
+
+
+class Like(NamedTuple):
+    """Shape and dtype of a result, in the place of one that PyTorch computed."""
+
+    shape: Sequence[int]
+    dtype: torch.dtype
 
 
 @dataclass(eq=False)
@@ -71,6 +78,18 @@ class Builder:
             return value
         return self.op("Identity", [value], value.shape, value.dtype)
 
+    def full(self, shape: Sequence[int], value: float, dtype: torch.dtype) -> Value:
+        """Return a constant filled with one number."""
+        return self.known(torch.full(tuple(shape), value, dtype=dtype))
+
+    def arange(self, end: int) -> Value:
+        """Return the whole numbers below `end`, int64."""
+        return self.known(torch.arange(end))
+
+    def view_sizes(self, value: Value) -> Value:
+        """Return what a view's source is reshaped to."""
+        return self.sizes(*value.shape)
+
     def sizes(self, *values: int) -> Value:
         """Return a constant int64 vector, as shapes and axes are given."""
         return self.known(torch.tensor(values, dtype=torch.int64))
@@ -105,9 +124,8 @@ class Builder:
         if value.name:
             return value.name
         if value.source is not None:
-            made = self.op(
-                "Reshape", [value.source, self.sizes(*value.shape)], value.shape, value.dtype
-            )
+            inputs = [value.source, self.view_sizes(value)]
+            made = self.op("Reshape", inputs, value.shape, value.dtype)
             value.name = made.name
         else:
             value.name = self._constant(value)

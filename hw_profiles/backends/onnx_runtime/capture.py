@@ -61,7 +61,7 @@ def program_of(module: nn.Module, inputs: Tensor, workload: Workload) -> Program
         inputs: of the workload's shape.
         workload: a decode step starts from a state of `workload.tokens` tokens, all zeros.
     """
-    exportable = with_exportable_linears(module, inputs, workload)
+    exportable = with_exportable_linears(module, workload.batch * workload.new_tokens)
     before = _state_of(module, workload)
 
     def run(x: Tensor, *tensors: Tensor) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from hw_profiles.backends.onnx_runtime.maths import MATHS
 from hw_profiles.backends.onnx_runtime.moves import MOVES
 from hw_profiles.backends.onnx_runtime.places import PLACES
 from hw_profiles.backends.onnx_runtime.products import PRODUCTS
+from hw_profiles.backends.onnx_runtime.translations import Handler
 from hw_profiles.workload import Workload
 
 IR_VERSION = 10
@@ -56,22 +58,23 @@ def export(module: nn.Module, inputs: Tensor, workload: Workload) -> Exported:
     # In inference mode PyTorch would not take its larger operators apart.
     with torch.inference_mode(False), torch.no_grad():
         program = program_of(module, inputs.clone(), workload)
-        recorder = _Recorder(program.inputs)
+        recorder = Recorder(program.inputs)
         with capturing(), recorder:
             outputs = program.run(*program.inputs)
         return recorder.finish(program.inputs, outputs)
 
 
-class _Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
     """Runs PyTorch's operators, and translates each whose result depends on an input.
 
     `torch.onnx.export` does the same in three passes, the last by a generic table, and takes ten
     times as long: too long for a table of hundreds of sub-blocks.
     """
 
-    def __init__(self, inputs: list[Tensor]) -> None:
+    def __init__(self, inputs: list[Tensor], builder: Builder | None = None) -> None:
         super().__init__()
-        self.builder = Builder()
+        self.builder = builder or Builder()
+        self.handlers: Mapping[str, Handler] = HANDLERS
         self.inputs: list[Value] = []
         # By identity; the tensors are held, so that no other one can take the place of one.
         self.values: dict[int, tuple[Tensor, Value]] = {}
@@ -108,10 +111,10 @@ class _Recorder(TorchDispatchMode):
     def _translate(self, name: str, result: Any, args: Any, kwargs: Any) -> None:
         # One that writes to its argument gives it a new value: results are kept by identity.
         functional = name.replace("_.", ".")
-        if functional not in HANDLERS:
+        if functional not in self.handlers:
             raise NotImplementedError(f"the operator {name}")
         kept = {key: value for key, value in kwargs.items() if key not in PLACED}
-        values = HANDLERS[functional](self.builder, result, *args, **kept)
+        values = self.handlers[functional](self.builder, result, *args, **kept)
         if isinstance(result, Tensor):
             result, values = [result], [values]
         # Only backward passes read the further results of attention and norms.

@@ -36,7 +36,7 @@ def unsigned(b: Builder, x_MK: Value) -> Value:
     quotient = b.made_by(rounded[0], "Div") if rounded else None
     if quotient and quotient[1].shape == (x_MK.shape[0], 1):
         scale_M = b.reshape(quotient[1], x_MK.shape[:1])
-        zeros_M = b.known(torch.full(scale_M.shape, MIDDLE, dtype=torch.uint8))
+        zeros_M = b.full(scale_M.shape, MIDDLE, torch.uint8)
         inputs = [quotient[0], scale_M, zeros_M]
         value = b.op("QuantizeLinear", inputs, x_MK.shape, torch.uint8, axis=0)
     else:

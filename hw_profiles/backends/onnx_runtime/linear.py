@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hw_profiles.workload import Workload
 from nas_kernels.int4_linear import GROUP
 from nas_kernels.int4_linear.ref import MIDDLE, pack_nibbles, unpack_nibbles
 from searchspace.linear import Linear
@@ -103,12 +102,16 @@ def _int8(stored: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return packed_NGP, scale_NG.contiguous()
 
 
-def with_exportable_linears(module: nn.Module, inputs: Tensor, workload: Workload) -> Any:
-    """Return a copy of a module, on the same tensors, with its weight-only maps replaced."""
+def with_exportable_linears(module: nn.Module, rows: int) -> Any:
+    """Return a copy of a module, on the same tensors, with its weight-only maps replaced.
+
+    Args:
+        module: packed.
+        rows: tokens of one call.
+    """
     tensors = [*module.parameters(), *module.buffers()]
     # Told that these are copied already, `deepcopy` copies the structure only.
     copied = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
-    rows = workload.batch * workload.new_tokens
     for parent in list(copied.modules()):
         for name, child in parent.named_children():
             weight_only = getattr(child, "precision", "") in ("int4", "int8_weight")

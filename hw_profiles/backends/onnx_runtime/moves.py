@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hw_profiles.backends.onnx_runtime.builder import Builder, Value
+from hw_profiles.backends.onnx_runtime.builder import Builder, Like, Value
 from hw_profiles.backends.onnx_runtime.maths import log_add_exp, operand
 from hw_profiles.backends.onnx_runtime.translations import Table
 
@@ -63,7 +63,14 @@ def expand(b: Builder, out: Tensor, x: Value, *rest: Any, **_: Any) -> Value:
         x = b.cast(rest[0], out.dtype)  # copy(destination, source)
     if x.shape == tuple(out.shape):
         return x
-    return b.op("Expand", [x, b.sizes(*out.shape)], out.shape, out.dtype)
+    # The operator keeps what is wider than it is asked for.
+    added = len(out.shape) - len(x.shape)
+    before = (*[1] * added, *x.shape)
+    wanted = [new if old == 1 else 1 for old, new in zip(before, out.shape, strict=True)]
+    repeated = b.op("Expand", [x, b.sizes(*wanted)], out.shape, out.dtype)
+    if added and x.shape == out.shape[added:]:
+        b.values["repeated", repeated] = x
+    return repeated
 
 
 @MOVES.translates("aten.repeat.default")
@@ -79,15 +86,15 @@ def _slice(
 ) -> Value:  # fmt: skip
     if x.shape == tuple(out.shape):
         return x
-    bounds = [b.sizes(n) for n in (start or 0, min(END if end is None else end, END), dim, step)]
+    start, end = 0 if start is None else start, END if end is None else min(end, END)
+    bounds = [b.sizes(n) for n in (start, end, dim, step)]
     return b.op("Slice", [x, *bounds], out.shape, out.dtype)
 
 
 def _part(b: Builder, x: Value, dim: int, start: int, end: int) -> Value:
-    size = x.shape[dim]
     shape = list(x.shape)
-    shape[dim] = len(range(size)[start:end])
-    return _slice(b, torch.empty(shape, dtype=x.dtype, device="meta"), x, dim, start, end)
+    shape[dim] = min(end, shape[dim]) - start
+    return _slice(b, Like(shape, x.dtype), x, dim, start, end)
 
 
 @MOVES.translates("aten.select.int")
@@ -161,11 +168,20 @@ def _roll(b: Builder, out: Tensor, x: Value, shifts: Any, dims: Any = (0,)) -> V
 @MOVES.translates("aten.unfold.default")
 def _unfold(b: Builder, out: Tensor, x: Value, dim: int, size: int, step: int) -> Value:
     dim %= len(x.shape)
-    places = torch.arange(out.shape[dim])[:, None] * step + torch.arange(size)
-    shape = (*x.shape[:dim], *places.shape, *x.shape[dim + 1 :])
-    found = b.op("Gather", [x, b.known(places)], shape, out.dtype, axis=dim)
+    num, within = out.shape[dim], torch.arange(size)
+    shape = (*x.shape[:dim], num, size, *x.shape[dim + 1 :])
+    found = b.op("Gather", [x, _windows(b, num, step, within)], shape, out.dtype, axis=dim)
     order = [axis for axis in range(len(shape)) if axis != dim + 1]
     return permute(b, out, found, [*order, dim + 1])
+
+
+def _windows(b: Builder, num: int, step: int, within: Tensor) -> Value:
+    """Return the places of `num` windows, each `step` after the one before."""
+    if isinstance(num, int):
+        return b.known(torch.arange(num)[:, None] * step + within)
+    first = b.op("Mul", [b.arange(num), b.scalar(step, torch.int64)], (num,), torch.int64)
+    shape = (num, len(within))
+    return b.op("Add", [b.reshape(first, (num, 1)), b.known(within)], shape, torch.int64)
 
 
 @MOVES.translates("aten.embedding.default")
@@ -183,7 +199,7 @@ def _diagonal(
     order = [axis for axis in range(len(x.shape)) if axis not in (first, second)]
     order += [first, second]
     shape = [x.shape[axis] for axis in order]
-    x = permute(b, torch.empty(shape, dtype=x.dtype, device="meta"), x, order)
+    x = permute(b, Like(shape, x.dtype), x, order)
     x = b.reshape(x, (*shape[:-2], size * size))
     bounds = [b.sizes(number) for number in (0, size * size, -1, size + 1)]
     return b.op("Slice", [x, *bounds], out.shape, out.dtype)
@@ -213,7 +229,7 @@ def _masked_fill(b: Builder, out: Tensor, x: Value, mask: Value, value: Any) -> 
 def _log_cum_sum_exp(b: Builder, out: Tensor, x: Value, dim: int) -> Value:
     """Translate it as a scan in log2(T) steps; each adds what stands a power of two earlier."""
     shift, size = 1, x.shape[dim]
-    meta = torch.empty(x.shape, dtype=x.dtype, device="meta")
+    meta = Like(x.shape, x.dtype)
     while shift < size:
         before = [0] * len(x.shape)
         before[dim] = shift

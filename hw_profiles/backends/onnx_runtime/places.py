@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hw_profiles.backends.onnx_runtime.builder import Builder, Value
+from hw_profiles.backends.onnx_runtime.builder import Builder, Like, Value
 from hw_profiles.backends.onnx_runtime.moves import expand, permute
 from hw_profiles.backends.onnx_runtime.translations import Table
 
@@ -35,7 +35,9 @@ def _select_scatter(b: Builder, out: Tensor, x: Value, new: Value, dim: int, ind
     return _scatter(b, out, x, b.reshape(new, shape), dim, places)
 
 
-def _scatter(b: Builder, out: Tensor, x: Value, new: Value, dim: int, places: Tensor) -> Value:
+def _scatter(
+    b: Builder, out: Tensor | Like, x: Value, new: Value, dim: int, places: Tensor
+) -> Value:
     dim %= len(x.shape)
     along = [-1 if axis == dim else 1 for axis in range(len(new.shape))]
     index = b.known(places.reshape(along).expand(new.shape).contiguous())
@@ -65,10 +67,10 @@ def _index_put(
     rows, order = _rows(b, x, axes)
     shape = (len(places), *rows.shape[1:])
     wanted = [shape[axis] for axis in _order(axes, len(shape))]
-    new = expand(b, torch.empty(wanted, dtype=out.dtype, device="meta"), new)
+    new = expand(b, Like(wanted, out.dtype), new)
     back = _inverse(_order(axes, len(shape)))
-    new = permute(b, torch.empty(shape, dtype=out.dtype, device="meta"), new, back)
-    meta = torch.empty(rows.shape, dtype=out.dtype, device="meta")
+    new = permute(b, Like(shape, out.dtype), new, back)
+    meta = Like(rows.shape, out.dtype)
     written = _scatter(b, meta, rows, new, 0, places)
     whole = b.reshape(written, [x.shape[axis] for axis in order])
     return permute(b, out, whole, _inverse(order))
@@ -103,7 +105,7 @@ def _rows(b: Builder, x: Value, axes: Sequence[int]) -> tuple[Value, list[int]]:
     """Return the tensor with some axes in front and merged, and the order its axes then have."""
     order = [*axes, *(axis for axis in range(len(x.shape)) if axis not in axes)]
     shape = [x.shape[axis] for axis in order]
-    moved = permute(b, torch.empty(shape, dtype=x.dtype, device="meta"), x, order)
+    moved = permute(b, Like(shape, x.dtype), x, order)
     merged = math.prod(shape[: len(axes)])
     return b.reshape(moved, (merged, *shape[len(axes) :])), order
 

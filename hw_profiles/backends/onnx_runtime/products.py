@@ -24,6 +24,9 @@ def matmul(b: Builder, out: Tensor, x: Value, y: Value) -> Value:
             whole = x.source
         product = b.op("MatMul", [whole, y], (*whole.shape[:-1], y.shape[-1]), out.dtype)
         return b.reshape(product, out.shape)
+    if ("repeated", y) in b.values:
+        # The same matrix for all, as a linear map has it.
+        return b.op("MatMul", [x, b.values["repeated", y]], out.shape, out.dtype)
     x_base, y_base = x.source or x, y.source or y
     same_batch = x_base.shape[:-2] == y_base.shape[:-2]
     same_sizes = all(v.shape[-2:] == w.shape[-2:] for v, w in ((x, x_base), (y, y_base)))
@@ -88,16 +91,27 @@ def _attention(
 
 
 def _causal_mask(b: Builder, tokens: int, keys: int, dtype: torch.dtype) -> Value:
+    if not isinstance(tokens, int):
+        later = b.op(
+            "Less",
+            [b.reshape(b.arange(tokens), (tokens, 1)), b.arange(keys)],
+            (tokens, keys),
+            torch.bool,
+        )
+        return _added(b, later, dtype, shown=False)
     key = ("causal", tokens, keys, dtype)
     if key not in b.values:
         b.values[key] = b.known(torch.full((tokens, keys), -math.inf, dtype=dtype).triu(1))
     return b.values[key]
 
 
-def _added(b: Builder, mask: Value | None, dtype: torch.dtype) -> Value | None:
+def _added(b: Builder, mask: Value | None, dtype: torch.dtype, shown: bool = True) -> Value | None:
+    """Return what is added to the scores; a key counts where a mask of booleans is `shown`."""
     if mask is None or mask.dtype != torch.bool:
         return mask
     zero, hidden = b.scalar(0.0, dtype), b.scalar(-math.inf, dtype)
+    if not shown:
+        zero, hidden = hidden, zero
     if mask.tensor is not None:
         return b.known(torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask.tensor, -math.inf))
     return b.op("Where", [mask, zero, hidden], mask.shape, dtype)

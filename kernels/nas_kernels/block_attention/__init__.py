@@ -9,7 +9,14 @@ from nas_kernels.block_attention.pattern import BLOCK, Pattern, visible_pairs
 from nas_kernels.block_attention.ref import block_attention_ref
 from nas_kernels.dispatch import AUTO, use_triton
 
-__all__ = ["BLOCK", "Pattern", "block_attention", "block_attention_ref", "visible_pairs"]
+__all__ = [
+    "BLOCK",
+    "Pattern",
+    "block_attention",
+    "block_attention_ref",
+    "block_obstacle",
+    "visible_pairs",
+]
 
 
 def block_attention(
@@ -47,18 +54,22 @@ def block_attention(
     _check(q_BHTK, k_BGSK, v_BGSV, pattern, block_mask_IJ)
     scale = q_BHTK.shape[-1] ** -0.5 if scale is None else scale
     given = (q_BHTK, k_BGSK, v_BGSV)
-    wide = max(q_BHTK.shape[-1], v_BGSV.shape[-1]) > 256
     if use_triton(
         "block_attention",
         *given,
         implementation=implementation,
-        unsupported="heads are wider than 256" if wide else None,
+        unsupported=block_obstacle(*given),
     ):
         from nas_kernels.block_attention.launch import BlockAttention
 
         out, lse = BlockAttention.apply(*given, pattern, scale, block_mask_IJ)
         return out, lse
     return block_attention_ref(*given, pattern, scale, block_mask_IJ)
+
+
+def block_obstacle(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor) -> str | None:
+    """Return why the kernel cannot take these, for `use_triton`; None where it can."""
+    return "heads are wider than 256" if max(q_BHTK.shape[-1], v_BGSV.shape[-1]) > 256 else None
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, block_mask: Tensor | None) -> None:

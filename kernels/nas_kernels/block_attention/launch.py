@@ -107,7 +107,7 @@ def _arguments(
         "WINDOWED": pattern.window is not None,
         "SEGMENTED": pattern.segment is not None,
         "DOT": _dot_dtype(q.dtype),
-        "PRECISION": "tf32" if dot_precision(q, k, v) == "tf32" else "tf32x3",
+        "PRECISION": dot_precision(q, k, v),
         "BLOCK": block,
         "BLOCK_K": tile(width, 256),
         "BLOCK_V": tile(v.shape[3], 256),

@@ -13,6 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from nas_kernels.tiles.triton_kernel import load_tile, store_tile
+
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
@@ -39,22 +41,6 @@ def _visible(
 
 
 @triton.jit
-def _tile(base, rows, columns, row_stride, column_stride, num_rows, num_columns):
-    """Load a matrix, zeros outside."""
-    mask = (rows < num_rows)[:, None] & (columns < num_columns)[None, :]
-    at = rows.to(tl.int64)[:, None] * row_stride + columns.to(tl.int64)[None, :] * column_stride
-    return tl.load(base + at, mask=mask, other=0.0)
-
-
-@triton.jit
-def _put(base, x, rows, columns, num_rows, num_columns):
-    """Store a matrix whose rows lie side by side."""
-    mask = (rows < num_rows)[:, None] & (columns < num_columns)[None, :]
-    at = rows.to(tl.int64)[:, None] * num_columns + columns[None, :]
-    tl.store(base + at, x.to(base.dtype.element_ty), mask=mask)
-
-
-@triton.jit
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, keys_ptr, num_keys_ptr, most, num_tiles, scale, window,
     dilation, global_tokens, segment, H, G, T, S, K, V, stride_qb, stride_qh, stride_qt, stride_qk,
@@ -67,15 +53,15 @@ def forward_kernel(
     b, h = which // H, which % H
     g = h // (H // G)
     t, k, v = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
-    q = _tile(q_ptr + b * stride_qb + h * stride_qh, t, k, stride_qt, stride_qk, T, K).to(DOT)
+    q = load_tile(q_ptr + b * stride_qb + h * stride_qh, t, k, stride_qt, stride_qk, T, K).to(DOT)
     k_base, v_base = k_ptr + b * stride_kb + g * stride_kg, v_ptr + b * stride_vb + g * stride_vg
     largest = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     acc = tl.zeros((BLOCK, BLOCK_V), tl.float32)
     for i in range(tl.load(num_keys_ptr + tile)):
         s = tl.load(keys_ptr + tile * most + i) * BLOCK + tl.arange(0, BLOCK)
-        keys = _tile(k_base, s, k, stride_ks, stride_kk, S, K).to(DOT)
-        values = _tile(v_base, s, v, stride_vs, stride_vv, S, V).to(DOT)
+        keys = load_tile(k_base, s, k, stride_ks, stride_kk, S, K).to(DOT)
+        values = load_tile(v_base, s, v, stride_vs, stride_vv, S, V).to(DOT)
         visible = _visible(
             t, s, T, S, window, dilation, global_tokens, segment, CAUSAL, WINDOWED, SEGMENTED
         )
@@ -90,7 +76,7 @@ def forward_kernel(
         acc += tl.dot(weights.to(DOT), values, input_precision=PRECISION)
         largest = new
     denominator = tl.where(total > 0.0, total, 1.0)
-    _put(out_ptr + which * T * V, acc / denominator[:, None], t, v, T, V)
+    store_tile(out_ptr + which * T * V, acc / denominator[:, None], t, v, T, V)
     tl.store(lse_ptr + which * T + t, largest + tl.log2(denominator), mask=t < T)
 
 
@@ -120,9 +106,9 @@ def query_grad_kernel(
     b, h = which // H, which % H
     g = h // (H // G)
     t, k, v = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
-    q = _tile(q_ptr + b * stride_qb + h * stride_qh, t, k, stride_qt, stride_qk, T, K).to(DOT)
-    out = _tile(out_ptr + which * T * V, t, v, V, 1, T, V).to(tl.float32)
-    d_out = _tile(d_out_ptr + b * stride_ob + h * stride_oh, t, v, stride_ot, stride_ov, T, V)
+    q = load_tile(q_ptr + b * stride_qb + h * stride_qh, t, k, stride_qt, stride_qk, T, K).to(DOT)
+    out = load_tile(out_ptr + which * T * V, t, v, V, 1, T, V).to(tl.float32)
+    d_out = load_tile(d_out_ptr + b * stride_ob + h * stride_oh, t, v, stride_ot, stride_ov, T, V)
     lse = tl.load(lse_ptr + which * T + t, mask=t < T, other=0.0)
     d_lse = tl.load(d_lse_ptr + which * T + t, mask=t < T, other=0.0)
     delta = tl.sum(out * d_out.to(tl.float32), axis=1) - d_lse
@@ -132,14 +118,14 @@ def query_grad_kernel(
     acc = tl.zeros((BLOCK, BLOCK_K), tl.float32)
     for i in range(tl.load(num_keys_ptr + tile)):
         s = tl.load(keys_ptr + tile * most + i) * BLOCK + tl.arange(0, BLOCK)
-        keys = _tile(k_base, s, k, stride_ks, stride_kk, S, K).to(DOT)
-        values = _tile(v_base, s, v, stride_vs, stride_vv, S, V).to(DOT)
+        keys = load_tile(k_base, s, k, stride_ks, stride_kk, S, K).to(DOT)
+        values = load_tile(v_base, s, v, stride_vs, stride_vv, S, V).to(DOT)
         visible = _visible(
             t, s, T, S, window, dilation, global_tokens, segment, CAUSAL, WINDOWED, SEGMENTED
         )
         _, grads = _score_grads(q, keys, values, d_out, lse, delta, visible, scale, PRECISION)
         acc += tl.dot(grads.to(DOT), keys, input_precision=PRECISION)
-    _put(dq_ptr + which * T * K, acc * scale, t, k, T, K)
+    store_tile(dq_ptr + which * T * K, acc * scale, t, k, T, K)
 
 
 @triton.jit
@@ -155,8 +141,9 @@ def key_grad_kernel(
     tile, which = tl.program_id(0) % num_tiles, (tl.program_id(0) // num_tiles).to(tl.int64)
     b, g = which // G, which % G
     s, k, v = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
-    keys = _tile(k_ptr + b * stride_kb + g * stride_kg, s, k, stride_ks, stride_kk, S, K).to(DOT)
-    values = _tile(v_ptr + b * stride_vb + g * stride_vg, s, v, stride_vs, stride_vv, S, V).to(DOT)
+    k_base, v_base = k_ptr + b * stride_kb + g * stride_kg, v_ptr + b * stride_vb + g * stride_vg
+    keys = load_tile(k_base, s, k, stride_ks, stride_kk, S, K).to(DOT)
+    values = load_tile(v_base, s, v, stride_vs, stride_vv, S, V).to(DOT)
     dk = tl.zeros((BLOCK, BLOCK_K), tl.float32)
     dv = tl.zeros((BLOCK, BLOCK_V), tl.float32)
     count = tl.load(num_queries_ptr + tile)
@@ -164,9 +151,10 @@ def key_grad_kernel(
         h = g * (H // G) + n // count
         t = tl.load(queries_ptr + tile * most + n % count) * BLOCK + tl.arange(0, BLOCK)
         at = (b * H + h) * T + t
-        q = _tile(q_ptr + b * stride_qb + h * stride_qh, t, k, stride_qt, stride_qk, T, K).to(DOT)
-        d_out = _tile(d_out_ptr + b * stride_ob + h * stride_oh, t, v, stride_ot, stride_ov, T, V)
-        d_out = d_out.to(DOT)
+        q_base = q_ptr + b * stride_qb + h * stride_qh
+        d_out_base = d_out_ptr + b * stride_ob + h * stride_oh
+        q = load_tile(q_base, t, k, stride_qt, stride_qk, T, K).to(DOT)
+        d_out = load_tile(d_out_base, t, v, stride_ot, stride_ov, T, V).to(DOT)
         lse = tl.load(lse_ptr + at, mask=t < T, other=0.0)
         delta = tl.load(delta_ptr + at, mask=t < T, other=0.0)
         visible = _visible(
@@ -175,5 +163,5 @@ def key_grad_kernel(
         weights, grads = _score_grads(q, keys, values, d_out, lse, delta, visible, scale, PRECISION)
         dv += tl.dot(tl.trans(weights.to(DOT)), d_out, input_precision=PRECISION)
         dk += tl.dot(tl.trans(grads.to(DOT)), q, input_precision=PRECISION)
-    _put(dk_ptr + which * S * K, dk * scale, s, k, S, K)
-    _put(dv_ptr + which * S * V, dv, s, v, S, V)
+    store_tile(dk_ptr + which * S * K, dk * scale, s, k, S, K)
+    store_tile(dv_ptr + which * S * V, dv, s, v, S, V)

@@ -11,11 +11,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from nas_kernels.causal_conv.ref import causal_conv_reference
-from nas_kernels.dispatch import AUTO, use_triton
+from nas_kernels.causal_conv.shifted import causal_conv as shifted_causal_conv
+from nas_kernels.causal_conv.shifted import weighted_sum
+from nas_kernels.dispatch import AUTO, may_have_kernels, use_triton
 from nas_kernels.launching import check_shape
 from nas_kernels.recurrence import recorded
 
-__all__ = ["causal_conv", "causal_conv_reference"]
+__all__ = ["causal_conv", "causal_conv_reference", "weighted_sum"]
 
 MAX_TAPS = 8
 """As many as the kernel takes."""
@@ -45,10 +47,13 @@ def causal_conv(
         `state_BPC` next time (B, P, C), as precise as before.
 
     Raises:
-        ValueError: when shapes do not fit.
+        ValueError: when shapes that might go to a kernel do not fit.
 
     Source: Gu and Dao 2023, "Mamba", section 3.4 (convolution and SiLU before the scan).
     """
+    tensors = (x_BTC, weight_CW, state_BPC, bias_C)
+    if implementation == AUTO and not may_have_kernels(x_BTC):
+        return shifted_causal_conv(*tensors, silu)
     (batch, _, channels), taps = x_BTC.shape, weight_CW.shape[1]
     check_shape("weight_CW", weight_CW, (channels, taps))
     if state_BPC is not None:
@@ -60,11 +65,10 @@ def causal_conv(
         reason = f"it has {taps} taps and the kernel takes up to {MAX_TAPS}"
     elif recorded():
         reason = "it is recorded as a graph"
-    tensors = (x_BTC, weight_CW, state_BPC, bias_C)
     if x_BTC.numel() and use_triton(
         "causal_conv", *tensors, implementation=implementation, unsupported=reason
     ):
         from nas_kernels.causal_conv.launch import causal_conv_kernels
 
         return causal_conv_kernels(*tensors, silu)
-    return causal_conv_reference(*tensors, silu)
+    return shifted_causal_conv(*tensors, silu)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nas_kernels.dispatch import launching_on
 from nas_kernels.launching import cdiv, power_of_two
 
 MAX_BLOCK_TOKENS = 32
@@ -25,7 +26,8 @@ def causal_conv_kernels(
     silu: bool,
 ) -> tuple[Tensor, Tensor]:
     """Compute `causal_conv` with kernels."""
-    out, after = _CausalConv.apply(x_BTC, weight_CW, state_BPC, bias_C, silu)
+    with launching_on(x_BTC):
+        out, after = _CausalConv.apply(x_BTC, weight_CW, state_BPC, bias_C, silu)
     return out, after
 
 

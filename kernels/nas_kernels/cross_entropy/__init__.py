@@ -10,7 +10,8 @@ from torch import Tensor
 
 from nas_kernels.cross_entropy import chunked
 from nas_kernels.cross_entropy.ref import linear_cross_entropy_ref
-from nas_kernels.dispatch import AUTO, use_triton
+from nas_kernels.dispatch import AUTO, use_triton, wants_gradient
+from nas_kernels.precision import product_dtype
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_ref"]
 
@@ -58,9 +59,7 @@ def linear_cross_entropy(
     v = weight_VD.shape[0] if num_classes is None else num_classes
     _check(x, weight_VD, targets, bias_V, v, reduction, chunk_rows)
     tensors = (x, weight_VD, bias_V)
-    dtype = torch.promote_types(x.dtype, weight_VD.dtype)
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = product_dtype(x, weight_VD)
     step = chunked.cross_entropy_
     if use_triton("cross_entropy", *tensors, targets, implementation=implementation):
         from nas_kernels.cross_entropy.triton_kernel import cross_entropy_ as step
@@ -70,7 +69,7 @@ def linear_cross_entropy(
         mean=reduction == "mean",
         chunk=chunk_rows or max(CHUNK_BYTES // (v * dtype.itemsize), 1),
         dtype=dtype,
-        keep=torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors),
+        keep=wants_gradient(*tensors),
         step=step,
     )
     return chunked.LinearCrossEntropy.apply(settings, x, weight_VD, bias_V, targets)

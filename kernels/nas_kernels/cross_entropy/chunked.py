@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from nas_kernels.precision import at_least_fp32, without_autocast
 from nas_kernels.strides import as_rows, unit_rows
 
-Step = Callable[[Tensor, int, Tensor, Tensor, Tensor, int, bool], None]
+Step = Callable[[Tensor, int, Tensor, Tensor, int, bool], None]
 """`cross_entropy_`, or a kernel of the same effect."""
 ALIGNED = 16
 """Rows of logits start at multiples of so many elements, as wide loads and cuBLAS like them."""
@@ -54,19 +54,17 @@ def cross_entropy_(
     logits_RW: Tensor,
     num_classes: int,
     targets_R: Tensor,
-    scale: Tensor,
     losses_R: Tensor,
     ignore_index: int,
     gradient: bool,
 ) -> None:
-    """Write the loss of every row, and the gradient of `scale * loss` in place of the logits.
+    """Write the loss of every row, and its gradient in place of the logits.
 
     Args:
         logits_RW: overwritten where a gradient is asked for.
         num_classes: V; what is in columns from there on does not matter.
         targets_R: int64 classes; rows with `ignore_index` get loss and gradients zero.
-        scale: a single number on the same device.
-        losses_R: written, unscaled; fp32, or float64 with such logits.
+        losses_R: written; fp32, or float64 with such logits.
         ignore_index: see `targets_R`.
         gradient: whether to write it.
     """
@@ -79,7 +77,7 @@ def cross_entropy_(
     if gradient:
         grad_RV = (full_RV - log_sum_R1).exp_()
         grad_RV.scatter_add_(1, index_R1, grad_RV.new_full((), -1.0).expand(index_R1.shape))
-        grad_RV.mul_(scale).masked_fill_(~used_R[:, None], 0.0)
+        grad_RV.masked_fill_(~used_R[:, None], 0.0)
         logits_RV.copy_(grad_RV)
 
 
@@ -110,7 +108,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         ]  # fmt: skip
         with without_autocast(x):
             losses_R, scale = _all_chunks(settings, x_Rd, weight_VD, bias_V, targets_R, grads)
-        ctx.save_for_backward(*grads)
+        # Only now: gradients of single losses suit fp16, divided by many rows they might vanish.
+        # Where no row counts they are zeros, and stay so.
+        ctx.save_for_backward(scale.clamp_max(1.0), *grads)
         ctx.shape = x.shape
         ctx.dtypes = [None if t is None else t.dtype for t in (x, weight_VD, bias_V)]
         return losses_R.sum() * scale
@@ -119,9 +119,11 @@ class LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> Any:
         """Return the gradients, scaled."""
+        scale, *grads = ctx.saved_tensors
+        factor = factor * scale
         dx, dweight_VD, dbias_V = (
-            None if grad is None else (grad * factor).to(dtype)
-            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            None if grad is None else (at_least_fp32(grad) * factor).to(dtype)
+            for grad, dtype in zip(grads, ctx.dtypes, strict=True)
         )
         return None, None if dx is None else dx.view(ctx.shape), dweight_VD, dbias_V, None
 
@@ -147,6 +149,8 @@ def _all_chunks(
     dx_Rd, dweight_VD, dbias_V = grads
     width = -(-v // ALIGNED) * ALIGNED
     buffer = torch.empty(min(settings.chunk, num_rows), width, dtype=dtype, device=x_Rd.device)
+    # PyTorch's bf16 product on CPUs reads beyond the columns that it is given.
+    buffer[:, v:].zero_()
     for start in range(0, num_rows, settings.chunk):
         rows = slice(start, min(start + settings.chunk, num_rows))
         x_Cd, logits_CW = x_Rd[rows].to(dtype), buffer[: rows.stop - start]
@@ -156,7 +160,7 @@ def _all_chunks(
         else:
             torch.addmm(bias_v, x_Cd, weight_vd.T, out=logits_Cv)
         settings.step(
-            logits_CW, v, targets_R[rows], scale, losses_R[rows], settings.ignore_index,
+            logits_CW, v, targets_R[rows], losses_R[rows], settings.ignore_index,
             any(grad is not None for grad in grads),
         )  # fmt: skip
         if dx_Rd is not None:

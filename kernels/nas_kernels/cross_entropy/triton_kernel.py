@@ -24,13 +24,17 @@ INTERPRETED_BLOCK = 64
 
 @triton.jit
 def _cross_entropy_kernel(
-    logits_ptr, targets_ptr, scale_ptr, losses_ptr, row_stride, num_classes, width, ignore_index,
+    logits_ptr, targets_ptr, losses_ptr, row_stride, num_classes, width, ignore_index,
     GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * row_stride
     target = tl.load(targets_ptr + row)
     used = target != ignore_index
+    # A target that is no class gives NaN, as nothing outside of the row is read. Read here, before
+    # sums that all warps wait for: later it might be another warp's gradient already.
+    known = (target >= 0) & (target < num_classes)
+    own = tl.load(logits_ptr + target, mask=used & known, other=float("nan")).to(tl.float32)
     # Finite, so that a block of minus infinities leaves zeros and not NaN.
     highest = -3.0e38
     total = 0.0
@@ -42,18 +46,14 @@ def _cross_entropy_kernel(
         total = total * tl.exp(highest - higher) + tl.sum(tl.exp(logits - higher), axis=0)
         highest = higher
     log_sum = highest + tl.log(total)
-    # A target that is no class gives NaN, as nothing outside of the row is read.
-    known = (target >= 0) & (target < num_classes)
-    own = tl.load(logits_ptr + target, mask=used & known, other=float("nan")).to(tl.float32)
     tl.store(losses_ptr + row, tl.where(used, log_sum - own, 0.0))
     if GRADIENT:
-        scale = tl.load(scale_ptr)
         for start in range(0, num_classes, BLOCK):
             cols = start + tl.arange(0, BLOCK)
             mask = cols < width
             logits = tl.load(logits_ptr + cols, mask=mask, other=0.0).to(tl.float32)
             gradient = tl.exp(logits - log_sum) - tl.where(cols == target, 1.0, 0.0)
-            gradient = tl.where(used & (cols < num_classes), gradient * scale, 0.0)
+            gradient = tl.where(used & (cols < num_classes), gradient, 0.0)
             tl.store(logits_ptr + cols, gradient.to(logits_ptr.dtype.element_ty), mask=mask)
 
 
@@ -61,7 +61,6 @@ def cross_entropy_(
     logits_RW: Tensor,
     num_classes: int,
     targets_R: Tensor,
-    scale: Tensor,
     losses_R: Tensor,
     ignore_index: int,
     gradient: bool,
@@ -74,6 +73,6 @@ def cross_entropy_(
     block = min(max(triton.next_power_of_2(num_classes), 16), largest)
     with launching_on(logits_RW):
         _cross_entropy_kernel[(num_rows,)](
-            logits_RW, targets_R, scale, losses_R, logits_RW.stride(0), num_classes, width,
+            logits_RW, targets_R, losses_R, logits_RW.stride(0), num_classes, width,
             ignore_index, GRADIENT=gradient, BLOCK=block, num_warps=8 if block > 1024 else 4,
         )  # fmt: skip

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from nas_kernels.decode_attention.ref import decode_attention_ref
-from nas_kernels.dispatch import AUTO, use_triton
+from nas_kernels.dispatch import AUTO, use_triton, wants_gradient
 
-__all__ = ["decode_attention", "decode_attention_ref"]
+__all__ = ["decode_attention", "decode_attention_ref", "decode_obstacle"]
 
 
 def decode_attention(
@@ -32,8 +31,8 @@ def decode_attention(
         k_BGSK: keys by position; a cache may have more slots than are used. G divides H.
         v_BGSV: values, of any width.
         length_B: tokens of each sequence in the cache, the new ones included; int for all
-            sequences, S by default. How many parts there are depends on S, so cut a cache with
-            many unused slots (a view will do).
+            sequences, S by default and at most. How many parts there are depends on S: with a
+            tensor, cut a cache with many unused slots (a view will do).
         window: how many positions a token sees, its own included; all by default.
         first_tokens: positions at the start that every token sees whatever the window.
         scale: of the scores; `1 / sqrt(K)` by default.
@@ -47,17 +46,16 @@ def decode_attention(
     """
     _check(q_BHTK, k_BGSK, v_BGSV, window)
     scale = q_BHTK.shape[-1] ** -0.5 if scale is None else scale
-    if not isinstance(length_B, Tensor):
-        length = k_BGSK.shape[2] if length_B is None else length_B
-        length_B = torch.full((len(q_BHTK),), length, dtype=torch.int32, device=q_BHTK.device)
+    if isinstance(length_B, int):
+        used = max(length_B, 0)
+        k_BGSK, v_BGSV, length_B = k_BGSK[:, :, :used], v_BGSV[:, :, :used], None
     given = (q_BHTK, k_BGSK, v_BGSV)
-    wants = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
     if use_triton(
         "decode_attention",
         *given,
         length_B,
         implementation=implementation,
-        unsupported="it has no gradient" if wants else _too_wide(q_BHTK, v_BGSV),
+        unsupported=decode_obstacle(*given),
     ):
         from nas_kernels.decode_attention import triton_kernel
 
@@ -65,8 +63,11 @@ def decode_attention(
     return decode_attention_ref(*given, length_B, window, first_tokens, scale)
 
 
-def _too_wide(q: Tensor, v: Tensor) -> str | None:
-    return "heads are wider than 256" if max(q.shape[-1], v.shape[-1]) > 256 else None
+def decode_obstacle(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor) -> str | None:
+    """Return why the kernel cannot take these, for `use_triton`; None where it can."""
+    if wants_gradient(q_BHTK, k_BGSK, v_BGSV):
+        return "it has no gradient"
+    return "heads are wider than 256" if max(q_BHTK.shape[-1], v_BGSV.shape[-1]) > 256 else None
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> None:

@@ -27,7 +27,7 @@ def decode_attention_ref(
     q_BHTK: Tensor,
     k_BGSK: Tensor,
     v_BGSV: Tensor,
-    length_B: Tensor,
+    length_B: Tensor | None,
     window: int | None,
     first_tokens: int,
     scale: float,
@@ -42,6 +42,9 @@ def decode_attention_ref(
     batch, heads, tokens, width = q_BHTK.shape
     groups, slots = k_BGSK.shape[1:3]
     dtype = torch.promote_types(q_BHTK.dtype, torch.float32)
+    if length_B is None:
+        length_B = torch.full((batch,), slots, device=q_BHTK.device)
+    length_B = length_B.clamp_max(slots)
     q = q_BHTK.to(dtype).reshape(batch, groups, heads // groups, tokens, width)
     # Slots that no token sees may hold anything: NaN times a weight of zero would not be zero.
     visible = visible_keys(length_B, tokens, slots, window, first_tokens)[:, None, None]

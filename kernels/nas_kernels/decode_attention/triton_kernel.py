@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nas_kernels.dispatch import interpreting, launching_on, num_multiprocessors
-from nas_kernels.launching import dot_precision, tile
+from nas_kernels.launching import dot_precision, power_of_two_below, tile
 
 LOG2_E = 1.4426950408889634
 MOST_PARTS = 128
@@ -32,14 +32,16 @@ def _part_kernel(
     q_ptr, k_ptr, v_ptr, length_ptr, out_ptr, lse_ptr, scale, window, first_tokens, T, R, S, K, V,
     stride_qb, stride_qh, stride_qt, stride_qk, stride_kb, stride_kg, stride_ks, stride_kk,
     stride_vb, stride_vg, stride_vs, stride_vv, stride_length, G, PARTS: tl.constexpr,
-    WINDOWED: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    HAS_LENGTH: tl.constexpr, WINDOWED: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     which, block, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     b, g = (which // G).to(tl.int64), (which % G).to(tl.int64)
     r, k, v = block * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
     head, token = g * (R // T) + r // T, r % T
-    length = tl.minimum(tl.load(length_ptr + b * stride_length).to(tl.int32), S)
+    length = S
+    if HAS_LENGTH:
+        length = tl.minimum(tl.load(length_ptr + b * stride_length).to(tl.int32), S)
     position = length - T + token
     q_rows = q_ptr + b * stride_qb + head * stride_qh + token.to(tl.int64) * stride_qt
     q_mask = (r < R)[:, None] & (k < K)[None, :]
@@ -125,7 +127,7 @@ def decode_attention(
     q_BHTK: Tensor,
     k_BGSK: Tensor,
     v_BGSV: Tensor,
-    length_B: Tensor,
+    length_B: Tensor | None,
     window: int | None,
     first_tokens: int,
     scale: float,
@@ -145,6 +147,8 @@ def decode_attention(
     # Compiled for compute capability 9.0, larger tiles of fp32 or wide heads spill registers.
     block_r = tile(rows, (32 if wide else 64) if half else 16)
     block_s = 64 if half and not wide else 32
+    # fp32 keys and values of 256 wide heads are held twice, not three times, by older GPUs.
+    num_stages = 3 if block_r == 16 and (half or not wide) else 2
     blocks = triton.cdiv(rows, block_r)
     if parts is None:
         seen = slots if window is None else min(slots, window + first_tokens + tokens)
@@ -155,17 +159,17 @@ def decode_attention(
         target = torch.empty(*sizes, out.shape[3], dtype=torch.float32, device=out.device)
         lse = torch.empty(sizes, dtype=torch.float32, device=out.device)
     names = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-    exact = dot_precision(q_BHTK, k_BGSK, v_BGSV) == "ieee"
     with launching_on(q_BHTK):
         _part_kernel[(batch * groups, blocks, parts)](
             q_BHTK, k_BGSK, v_BGSV, length_B, target, lse, scale * LOG2_E,
             0 if window is None else window, first_tokens, tokens, rows, slots, width,
             out.shape[3], *q_BHTK.stride(), *k_BGSK.stride(), *v_BGSV.stride(),
-            length_B.stride(0), groups, PARTS=parts, WINDOWED=window is not None,
+            0 if length_B is None else length_B.stride(0), groups, PARTS=parts,
+            HAS_LENGTH=length_B is not None, WINDOWED=window is not None,
             DOT=names[q_BHTK.dtype] if half and not interpreting() else tl.float32,
-            PRECISION="tf32x3" if exact else "tf32", BLOCK_R=block_r, BLOCK_S=block_s,
-            BLOCK_K=block_k, BLOCK_V=block_v, num_warps=4,
-            num_stages=3 if block_r == 16 else 2,
+            PRECISION=dot_precision(q_BHTK, k_BGSK, v_BGSV), BLOCK_R=block_r, BLOCK_S=block_s,
+            BLOCK_K=block_k, BLOCK_V=block_v, num_warps=8 if wide and not half else 4,
+            num_stages=num_stages,
         )  # fmt: skip
         if parts > 1:
             _sum_kernel[(batch * heads * tokens,)](
@@ -177,4 +181,4 @@ def decode_attention(
 def _num_parts(programs: int, tiles: int, device: torch.device) -> int:
     """Return into how many parts keys are cut to occupy the device twice."""
     wanted = 2 * num_multiprocessors(device) // programs
-    return max(1, min(wanted, tiles // TILES_EACH, MOST_PARTS))
+    return power_of_two_below(min(wanted, tiles // TILES_EACH, MOST_PARTS))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nas_kernels.delta_rule.chunked import delta_rule as chunked_delta_rule
 from nas_kernels.delta_rule.ref import recurrent_delta_rule
-from nas_kernels.dispatch import AUTO, use_triton
+from nas_kernels.dispatch import AUTO, use_triton, wants_gradient
 from nas_kernels.launching import check_heads, check_shape, check_written
 from nas_kernels.precision import at_least_fp32
 from nas_kernels.recurrence import recorded
@@ -63,8 +63,7 @@ def delta_rule(
 
     check_heads(q_BHTK, k_BGTK, v_BGTV, state_BGKV)
     check_shape("beta_BGT", beta_BGT, tuple(k_BGTK.shape[:3]))
-    tracked = any(x is not None and x.requires_grad for x in inputs)
-    if q_BHTK.shape[2] > 1 or (tracked and torch.is_grad_enabled()):
+    if q_BHTK.shape[2] > 1 or wants_gradient(*inputs):
         return delta_rule_kernels(*inputs)
     shape = (*k_BGTK.shape[:2], k_BGTK.shape[3], v_BGTV.shape[3])
     last = torch.empty(shape, device=k_BGTK.device, dtype=torch.float32)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nas_kernels.dispatch import launching_on
 from nas_kernels.launching import (
     cdiv,
     dot_dtype,
@@ -34,7 +35,8 @@ def delta_rule_kernels(
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute `delta_rule` with kernels; a chunk is a power of two from 16 to 64 tokens."""
-    out, last = _DeltaRule.apply(q_BHTK, k_BGTK, v_BGTV, beta_BGT, state_BGKV, chunk)
+    with launching_on(q_BHTK):
+        out, last = _DeltaRule.apply(q_BHTK, k_BGTK, v_BGTV, beta_BGT, state_BGKV, chunk)
     return out, last
 
 
@@ -54,16 +56,17 @@ def step_kernel(
     old = new_state_BGKV if state_BGKV is None else state_BGKV
     block_k, block_v, num_warps = step_tile(key_dim, value_dim)
     tensors = (q_BHK, k_BGK, v_BGV, beta_BG, old, new_state_BGKV)
-    one_token[(batch * groups, cdiv(value_dim, block_v))](
-        *tensors,
-        out,
-        *(stride for x in tensors for stride in x.stride()),
-        *(groups, heads // groups, key_dim, value_dim),
-        HAS_STATE=state_BGKV is not None,
-        BK=block_k,
-        BV=block_v,
-        num_warps=num_warps,
-    )
+    with launching_on(q_BHK):
+        one_token[(batch * groups, cdiv(value_dim, block_v))](
+            *tensors,
+            out,
+            *(stride for x in tensors for stride in x.stride()),
+            *(groups, heads // groups, key_dim, value_dim),
+            HAS_STATE=state_BGKV is not None,
+            BK=block_k,
+            BV=block_v,
+            num_warps=num_warps,
+        )
     return out
 
 

@@ -18,22 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _tile(base, rows, columns, row_stride, column_stride, num_rows, num_columns):
-    """Load a matrix in fp32, zeros outside."""
-    mask = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
-    base += rows[:, None].to(tl.int64) * row_stride
-    offsets = columns[None, :].to(tl.int64) * column_stride
-    return tl.load(base + offsets, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _store_tile(base, x, rows, columns, num_rows, num_columns):
-    """Store a matrix whose rows have no gaps."""
-    mask = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
-    offsets = rows[:, None].to(tl.int64) * num_columns + columns[None, :]
-    tl.store(base + offsets, x.to(base.dtype.element_ty), mask=mask)
+from nas_kernels.tiles.triton_kernel import load_fp32_tile, store_tile
 
 
 @triton.jit
@@ -45,7 +30,7 @@ def _overlap(
     product = tl.zeros([C, C], dtype=tl.float32)
     for i in range(tl.cdiv(key_dim, BK)):
         features = i * BK + tl.arange(0, BK)
-        y = _tile(k, rows, features, k_t, k_k, tokens, key_dim).to(DOT)
+        y = load_fp32_tile(k, rows, features, k_t, k_k, tokens, key_dim).to(DOT)
         product += tl.dot(y, tl.trans(y), input_precision=PRECISION)
     below = tl.arange(0, C)[:, None] > tl.arange(0, C)[None, :]
     return tl.where(below, product, 0.0)
@@ -89,14 +74,14 @@ def prepare_chunks(
     values += pair * tokens * value_dim
     for i in range(tl.cdiv(key_dim, BK)):
         features = i * BK + tl.arange(0, BK)
-        y = _tile(k, rows, features, k_t, k_k, tokens, key_dim) * share
+        y = load_fp32_tile(k, rows, features, k_t, k_k, tokens, key_dim) * share
         product = tl.dot(inverse, y.to(DOT), input_precision=PRECISION)
-        _store_tile(corrections, product, rows, features, tokens, key_dim)
+        store_tile(corrections, product, rows, features, tokens, key_dim)
     for i in range(tl.cdiv(value_dim, BV)):
         columns = i * BV + tl.arange(0, BV)
-        z = _tile(v, rows, columns, v_t, v_v, tokens, value_dim) * share
+        z = load_fp32_tile(v, rows, columns, v_t, v_v, tokens, value_dim) * share
         product = tl.dot(inverse, z.to(DOT), input_precision=PRECISION)
-        _store_tile(values, product, rows, columns, tokens, value_dim)
+        store_tile(values, product, rows, columns, tokens, value_dim)
 
 
 @triton.jit
@@ -122,19 +107,19 @@ def pass_states(
     state = tl.zeros([BK, BV], dtype=tl.float32)
     if HAS_START:
         start += batch * s_b + group * s_h
-        state = _tile(start, features, columns, s_k, s_v, key_dim, value_dim)
+        state = load_fp32_tile(start, features, columns, s_k, s_v, key_dim, value_dim)
     for n in range(num_chunks):
-        _store_tile(states, state, features, columns, key_dim, value_dim)
+        store_tile(states, state, features, columns, key_dim, value_dim)
         states += size
         rows = n * C + tl.arange(0, C)
-        w = _tile(corrections, rows, features, key_dim, 1, tokens, key_dim)
-        d = _tile(values, rows, columns, value_dim, 1, tokens, value_dim)
+        w = load_fp32_tile(corrections, rows, features, key_dim, 1, tokens, key_dim)
+        d = load_fp32_tile(values, rows, columns, value_dim, 1, tokens, value_dim)
         d -= tl.dot(w.to(DOT), state.to(DOT), input_precision=PRECISION)
-        _store_tile(written, d, rows, columns, tokens, value_dim)
-        y = _tile(k, rows, features, k_t, k_k, tokens, key_dim)
+        store_tile(written, d, rows, columns, tokens, value_dim)
+        y = load_fp32_tile(k, rows, features, k_t, k_k, tokens, key_dim)
         state += tl.dot(tl.trans(y.to(DOT)), d.to(DOT), input_precision=PRECISION)
-    _store_tile(states, state, features, columns, key_dim, value_dim)
-    _store_tile(end + pair * size, state, features, columns, key_dim, value_dim)
+    store_tile(states, state, features, columns, key_dim, value_dim)
+    store_tile(end + pair * size, state, features, columns, key_dim, value_dim)
 
 
 @triton.jit
@@ -160,28 +145,28 @@ def pass_gradients(
     state = tl.zeros([BK, BV], dtype=tl.float32)
     if HAS_START:
         start += batch * s_b + group * s_h
-        state = _tile(start, features, columns, s_k, s_v, key_dim, value_dim)
+        state = load_fp32_tile(start, features, columns, s_k, s_v, key_dim, value_dim)
     seen = tl.arange(0, C)[:, None] <= tl.arange(0, C)[None, :]  # keys are rows, queries columns
     for i in range(num_chunks):
-        _store_tile(grad_states, state, features, columns, key_dim, value_dim)
+        store_tile(grad_states, state, features, columns, key_dim, value_dim)
         grad_states -= size
         rows = (num_chunks - 1 - i) * C + tl.arange(0, C)
-        y = _tile(k, rows, features, k_t, k_k, tokens, key_dim).to(DOT)
+        y = load_fp32_tile(k, rows, features, k_t, k_k, tokens, key_dim).to(DOT)
         d = tl.dot(y, state.to(DOT), input_precision=PRECISION)
         for r in range(repeats):
             head = group * repeats + r
             q_head, out_head = q + batch * q_b + head * q_h, grad_out + batch * o_b + head * o_h
-            x = _tile(q_head, rows, features, q_t, q_k, tokens, key_dim).to(DOT)
-            grad = _tile(out_head, rows, columns, o_t, o_v, tokens, value_dim).to(DOT)
+            x = load_fp32_tile(q_head, rows, features, q_t, q_k, tokens, key_dim).to(DOT)
+            grad = load_fp32_tile(out_head, rows, columns, o_t, o_v, tokens, value_dim).to(DOT)
             scores = tl.dot(y, tl.trans(x), input_precision=PRECISION)
             scores = tl.where(seen, scores, 0.0)
             d += tl.dot(scores.to(DOT), grad, input_precision=PRECISION)
             state += tl.dot(tl.trans(x), grad, input_precision=PRECISION)
-        _store_tile(grad_written, d, rows, columns, tokens, value_dim)
-        w = _tile(corrections, rows, features, key_dim, 1, tokens, key_dim)
+        store_tile(grad_written, d, rows, columns, tokens, value_dim)
+        w = load_fp32_tile(corrections, rows, features, key_dim, 1, tokens, key_dim)
         state -= tl.dot(tl.trans(w.to(DOT)), d.to(DOT), input_precision=PRECISION)
-    _store_tile(grad_states, state, features, columns, key_dim, value_dim)
-    _store_tile(end + pair * size, state, features, columns, key_dim, value_dim)
+    store_tile(grad_states, state, features, columns, key_dim, value_dim)
+    store_tile(end + pair * size, state, features, columns, key_dim, value_dim)
 
 
 @triton.jit
@@ -199,11 +184,11 @@ def correction_gradients(
     result = tl.zeros([C, BK], dtype=tl.float32)
     for i in range(tl.cdiv(value_dim, BV)):
         columns = i * BV + tl.arange(0, BV)
-        d = _tile(grad_written, rows, columns, value_dim, 1, tokens, value_dim).to(DOT)
-        state = _tile(states, features, columns, value_dim, 1, key_dim, value_dim).to(DOT)
+        d = load_fp32_tile(grad_written, rows, columns, value_dim, 1, tokens, value_dim).to(DOT)
+        state = load_fp32_tile(states, features, columns, value_dim, 1, key_dim, value_dim).to(DOT)
         result -= tl.dot(d, tl.trans(state), input_precision=PRECISION)
     grad_corrections += pair * tokens * key_dim
-    _store_tile(grad_corrections, result, rows, features, tokens, key_dim)
+    store_tile(grad_corrections, result, rows, features, tokens, key_dim)
 
 
 @triton.jit
@@ -237,18 +222,18 @@ def input_gradients(
     of_share = tl.zeros([C], dtype=tl.float32)
     for i in range(tl.cdiv(value_dim, BV)):
         columns = i * BV + tl.arange(0, BV)
-        d = _tile(grad_written, rows, columns, value_dim, 1, tokens, value_dim)
-        u = _tile(values, rows, columns, value_dim, 1, tokens, value_dim)
+        d = load_fp32_tile(grad_written, rows, columns, value_dim, 1, tokens, value_dim)
+        u = load_fp32_tile(values, rows, columns, value_dim, 1, tokens, value_dim)
         y = tl.dot(back, d.to(DOT), input_precision=PRECISION)
         lower -= tl.dot(y.to(DOT), tl.trans(u.to(DOT)), input_precision=PRECISION)
-        z = _tile(v, rows, columns, v_t, v_v, tokens, value_dim)
+        z = load_fp32_tile(v, rows, columns, v_t, v_v, tokens, value_dim)
         of_share += tl.sum(y * z, axis=1)
         base = grad_v + pair * tokens * value_dim
-        _store_tile(base, y * share, rows, columns, tokens, value_dim)
+        store_tile(base, y * share, rows, columns, tokens, value_dim)
     for i in range(tl.cdiv(key_dim, BK)):
         features = i * BK + tl.arange(0, BK)
-        d = _tile(grad_corrections, rows, features, key_dim, 1, tokens, key_dim)
-        w = _tile(corrections, rows, features, key_dim, 1, tokens, key_dim)
+        d = load_fp32_tile(grad_corrections, rows, features, key_dim, 1, tokens, key_dim)
+        w = load_fp32_tile(corrections, rows, features, key_dim, 1, tokens, key_dim)
         x = tl.dot(back, d.to(DOT), input_precision=PRECISION)
         lower -= tl.dot(x.to(DOT), tl.trans(w.to(DOT)), input_precision=PRECISION)
     below = tl.arange(0, C)[:, None] > tl.arange(0, C)[None, :]
@@ -257,16 +242,16 @@ def input_gradients(
     lower *= share  # the gradient of K K^T below the diagonal
     for i in range(tl.cdiv(key_dim, BK)):
         features = i * BK + tl.arange(0, BK)
-        d = _tile(grad_corrections, rows, features, key_dim, 1, tokens, key_dim)
+        d = load_fp32_tile(grad_corrections, rows, features, key_dim, 1, tokens, key_dim)
         x = tl.dot(back, d.to(DOT), input_precision=PRECISION)
-        y = _tile(k, rows, features, k_t, k_k, tokens, key_dim)
+        y = load_fp32_tile(k, rows, features, k_t, k_k, tokens, key_dim)
         of_share += tl.sum(x * y, axis=1)
         base = grad_read + pair * tokens * key_dim
-        grad = _tile(base, rows, features, key_dim, 1, tokens, key_dim) + x * share
+        grad = load_fp32_tile(base, rows, features, key_dim, 1, tokens, key_dim) + x * share
         grad += tl.dot(lower.to(DOT), y.to(DOT), input_precision=PRECISION)
         grad += tl.dot(tl.trans(lower).to(DOT), y.to(DOT), input_precision=PRECISION)
         base = grad_k + pair * tokens * key_dim
-        _store_tile(base, grad, rows, features, tokens, key_dim)
+        store_tile(base, grad, rows, features, tokens, key_dim)
     place = grad_beta + pair * tokens + rows
     tl.store(place, of_share.to(grad_beta.dtype.element_ty), mask=rows < tokens)
 
@@ -281,8 +266,8 @@ def one_token(
     """Update a state, in place where `new_state` is `state`, and read it; out (B, H, V)."""
     pair = tl.program_id(0).to(tl.int64)
     batch, group = pair // groups, pair % groups
-    features = tl.arange(0, BK)
-    columns = tl.program_id(1) * BV + tl.arange(0, BV)
+    features = tl.arange(0, BK).to(tl.int64)
+    columns = tl.program_id(1).to(tl.int64) * BV + tl.arange(0, BV)
     in_key, in_value = features < key_dim, columns < value_dim
     y = tl.load(k + batch * k_b + group * k_h + features * k_k, mask=in_key, other=0.0)
     z = tl.load(v + batch * v_b + group * v_h + columns * v_v, mask=in_value, other=0.0)
@@ -291,12 +276,12 @@ def one_token(
     memory = tl.zeros([BK, BV], dtype=tl.float32)
     if HAS_STATE:
         base = state + batch * s_b + group * s_h
-        memory = _tile(base, features, columns, s_k, s_v, key_dim, value_dim)
+        memory = load_fp32_tile(base, features, columns, s_k, s_v, key_dim, value_dim)
     stored = tl.sum(memory * y[:, None], axis=0)
     memory += (share * y)[:, None] * (z - stored)[None, :]
     mask = in_key[:, None] & in_value[None, :]
     new_state += batch * n_b + group * n_h
-    offsets = features[:, None].to(tl.int64) * n_k + columns[None, :].to(tl.int64) * n_v
+    offsets = features[:, None] * n_k + columns[None, :] * n_v
     tl.store(new_state + offsets, memory.to(new_state.dtype.element_ty), mask=mask)
     for r in range(repeats):
         head = group * repeats + r

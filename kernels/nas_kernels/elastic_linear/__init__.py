@@ -13,10 +13,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nas_kernels.dispatch import AUTO, use_triton
+from nas_kernels.dispatch import AUTO, use_triton, wants_gradient
 from nas_kernels.elastic_linear.ref import GATED, PLAIN, elastic_linear_ref
+from nas_kernels.launching import tf32_allowed
+from nas_kernels.precision import product_dtype
 
-__all__ = ["GATED", "PLAIN", "elastic_linear", "elastic_linear_ref", "grouped_elastic_linear"]
+__all__ = [
+    "GATED",
+    "PLAIN",
+    "elastic_linear",
+    "elastic_linear_ref",
+    "grouped_elastic_linear",
+    "why_not",
+]
 
 INNER = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu"}
 """What a gate is activated by."""
@@ -47,8 +56,9 @@ def elastic_linear(
             and with a gate ``"swiglu"``, ``"geglu"`` or ``"reglu"``.
         gate_weight_NK: V, of the shape of W.
         gate_bias_N: c.
-        implementation: ``"auto"``, ``"reference"`` or ``"triton"``. ``"auto"`` leaves a map without
-            activation to cuBLAS, which takes strided views as they are.
+        implementation: ``"auto"``, ``"reference"`` or ``"triton"``. ``"auto"`` leaves to cuBLAS a
+            map without activation, as it takes strided views as they are, and fp32 where TF32 is
+            not allowed: there tensor cores, which the kernel is made for, have no part in it.
 
     Raises:
         ValueError: when sizes or the activation do not fit.
@@ -107,12 +117,13 @@ def _run(
     _check(xs, out_features, activation, weight, bias, gate_weight, gate_bias)
     if not xs:
         return []
-    vendor, dtype = None, _dtype(xs[0], weight)
-    if activation == "none" and len(xs) == 1 and dtype == xs[0].dtype == weight.dtype:
-        vendor = "cuBLAS multiplies strided views as they are"
+    dtype, plain = product_dtype(xs[0], weight), activation == "none" and len(xs) == 1
     tensors = (*xs, weight, bias, gate_weight, gate_bias)
     if not use_triton(
-        "elastic_linear", *tensors, implementation=implementation, prefer_reference=vendor
+        "elastic_linear",
+        *tensors,
+        implementation=implementation,
+        prefer_reference=why_not(xs[0], weight, plain),
     ):
         return [
             elastic_linear_ref(x, weight, bias, n, activation, gate_weight, gate_bias)
@@ -120,15 +131,25 @@ def _run(
         ]
     from nas_kernels.elastic_linear.function import ElasticLinear, Settings
 
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    settings = Settings(out_features, INNER.get(activation, activation), dtype, keep)
+    keep, inner = wants_gradient(*tensors), INNER.get(activation, activation)
+    settings = Settings(out_features, inner, dtype, keep)
     return list(ElasticLinear.apply(settings, weight, gate_weight, bias, gate_bias, *xs))
 
 
-def _dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return torch.promote_types(x.dtype, weight.dtype)
+def why_not(x: Tensor, weight_NK: Tensor, plain: bool = False) -> str | None:
+    """Return why `use_triton` should prefer PyTorch for a map; None where nothing says so.
+
+    Args:
+        x: its input.
+        weight_NK: its weight.
+        plain: without activation, and alone.
+    """
+    dtype = product_dtype(x, weight_NK)
+    if dtype == torch.float32 and not tf32_allowed():
+        return "cuBLAS multiplies fp32 where TF32 is not allowed"
+    if plain and dtype == x.dtype == weight_NK.dtype:
+        return "cuBLAS multiplies strided views as they are"
+    return None
 
 
 def _check(

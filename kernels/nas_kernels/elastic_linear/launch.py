@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nas_kernels.dispatch import interpreting, launching_on, num_multiprocessors
+from nas_kernels.launching import power_of_two_below, tf32_allowed
 
 if TYPE_CHECKING:
     from nas_kernels.elastic_linear.function import Settings
@@ -205,7 +206,7 @@ def _distance(tensor: Tensor, first: Tensor) -> int:
 def _splits(tiles: int, rows: int, block_rows: int, device: torch.device) -> int:
     """Return parts of the rows: two programs a multiprocessor, each with several blocks."""
     room = 2 * num_multiprocessors(device) // max(tiles, 1)
-    return max(min(room, rows // (4 * block_rows), 8), 1)
+    return power_of_two_below(min(room, rows // (4 * block_rows), 8))
 
 
 def _num_tiles(rows: int, columns: int, block_rows: int, block_columns: int) -> int:
@@ -216,7 +217,7 @@ def _products(dtype: torch.dtype) -> dict[str, Any]:
     """Return in what operands are multiplied; fp32 is cut to TF32 only where PyTorch may do so."""
     import triton.language as tl
 
-    exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    exact = dtype == torch.float32 and not tf32_allowed()
     compute = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
     return {
         "COMPUTE": tl.float32 if interpreting() else compute[dtype],

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
+from nas_kernels.precision import product_dtype
+
 
 def _gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
@@ -52,5 +54,6 @@ def elastic_linear_ref(
 
 
 def _projected(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None, n: int | None) -> Tensor:
-    weight_nk = weight_NK[:n, : x.shape[-1]]
-    return F.linear(x, weight_nk, None if bias_N is None else bias_N[:n])
+    dtype, weight_nk = product_dtype(x, weight_NK), weight_NK[:n, : x.shape[-1]]
+    bias_n = None if bias_N is None else bias_N[:n].to(dtype)
+    return F.linear(x.to(dtype), weight_nk.to(dtype), bias_n)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nas_kernels.bf16_linear import bf16_linear, fresh_bf16_rows
-from nas_kernels.dispatch import AUTO, use_triton
+from nas_kernels.dispatch import AUTO, use_triton, wants_gradient
 from nas_kernels.fallback import report_fallback
 from nas_kernels.int4_linear.ref import (
     GROUP,
@@ -106,7 +106,7 @@ def int4_linear(
 
 
 def _use_triton(x: Tensor, weight: Int4Weight, bias_N: Tensor | None, implementation: str) -> bool:
-    unsupported = "it has no gradient" if torch.is_grad_enabled() and x.requires_grad else None
+    unsupported = "it has no gradient" if wants_gradient(x, bias_N) else None
     return use_triton(
         "int4_linear", x, *weight, bias_N, implementation=implementation, unsupported=unsupported
     )

@@ -25,6 +25,7 @@ from nas_kernels.split_k.triton_kernel import (
     scale_and_store,
     sum_splits,
 )
+from nas_kernels.strides import any_rows
 
 COLUMNS: tl.constexpr = tl.constexpr(GROUP)
 BYTES: tl.constexpr = tl.constexpr(GROUP // 2)
@@ -142,7 +143,7 @@ def int4_linear(
     Raises:
         ValueError: when shapes do not fit.
     """
-    x_MK = x[None] if x.dim() == 1 else x.flatten(0, -2)
+    x_MK = any_rows(x)
     (tokens, columns), rows = x_MK.shape, weight.packed_NP.shape[0]
     _check(weight, columns)
     check_vector("bias_N", bias_N, (rows,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nas_kernels.dispatch import AUTO, use_triton
+from nas_kernels.dispatch import AUTO, use_triton, wants_gradient
 from nas_kernels.fallback import report_fallback
 from nas_kernels.int8_linear import ref
 from nas_kernels.int8_linear.ref import (
@@ -42,7 +42,7 @@ def quantize_activations(
     in_features = x.shape[-1] if in_features is None else in_features
     if in_features > x.shape[-1]:
         raise ValueError(f"in_features={in_features} is more than the {x.shape[-1]} columns given")
-    unsupported = "it has no gradient" if _wants_gradient(x) else None
+    unsupported = "it has no gradient" if wants_gradient(x) else None
     if in_features == 0:
         unsupported = "rows without columns have no scale"
     if use_triton(
@@ -78,7 +78,8 @@ def int8_linear(
         implementation: see `nas_kernels.dispatch.use_triton`.
     """
     tensors = (x.values_MK, weight_NK, scale_N, x.scale_M1, bias_N)
-    if use_triton("int8_linear", *tensors, implementation=implementation):
+    unsupported = "it has no gradient" if wants_gradient(bias_N) else None
+    if use_triton("int8_linear", *tensors, implementation=implementation, unsupported=unsupported):
         from nas_kernels.int8_linear import triton_kernel
 
         return triton_kernel.int8_linear(x, weight_NK, scale_N, bias_N)
@@ -91,10 +92,6 @@ def int8_linear(
     if bias_N is not None:
         out_MN += bias_N
     return out_MN.to(x.dtype).view(*x.shape[:-1], len(weight_NK))
-
-
-def _wants_gradient(x: Tensor) -> bool:
-    return torch.is_grad_enabled() and x.requires_grad
 
 
 def _has_kernel(values_MK: Tensor, weight_NK: Tensor) -> bool:

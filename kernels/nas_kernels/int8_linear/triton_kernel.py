@@ -18,6 +18,7 @@ from nas_kernels.dispatch import launching_on
 from nas_kernels.int8_linear.ref import INT8_MAX, QuantizedActivations
 from nas_kernels.packed_linear.triton_kernel import packed_linear
 from nas_kernels.rounding import TINY
+from nas_kernels.strides import any_rows
 
 WIDEST = 8192
 """Columns that a program keeps in registers; longer rows are read twice."""
@@ -77,7 +78,7 @@ def quantize_activations(x: Tensor, in_features: int) -> QuantizedActivations:
         in_features: K, at least 1.
     """
     shape = torch.Size((*x.shape[:-1], in_features))
-    x_MK = _rows(x)
+    x_MK = any_rows(x)
     tokens = x_MK.shape[0]
     values_MK = torch.empty(tokens, in_features, dtype=torch.int8, device=x.device)
     scale_M1 = torch.empty(tokens, 1, dtype=torch.float32, device=x.device)
@@ -99,8 +100,3 @@ def int8_linear(
         x.values_MK, weight_NK, scale_N, x.scale_M1[:, 0], bias_N, codes=1, dtype=x.dtype
     )
     return out_MN.view(*x.shape[:-1], weight_NK.shape[0])
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Return (M, K) without a copy where strides allow it."""
-    return x[None] if x.dim() == 1 else x.flatten(0, -2)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nas_kernels.bf16_linear import bf16_linear, fresh_bf16_rows
-from nas_kernels.dispatch import AUTO, use_triton
+from nas_kernels.dispatch import AUTO, use_triton, wants_gradient
 from nas_kernels.fallback import report_fallback
 from nas_kernels.int8_weight_linear.ref import (
     dequantize_rows,
@@ -50,7 +50,7 @@ def int8_weight_linear(
         bias_N: floating point, added to the result.
         implementation: see `nas_kernels.dispatch.use_triton`.
     """
-    unsupported = "it has no gradient" if torch.is_grad_enabled() and x.requires_grad else None
+    unsupported = "it has no gradient" if wants_gradient(x, bias_N) else None
     tensors = (x, weight_NK, scale_N, bias_N)
     if use_triton(
         "int8_weight_linear", *tensors, implementation=implementation, unsupported=unsupported

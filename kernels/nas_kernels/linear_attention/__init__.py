@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nas_kernels.dispatch import AUTO, use_triton
-from nas_kernels.launching import check_heads, check_shape, check_written
+from nas_kernels.dispatch import AUTO, use_triton, wants_gradient
+from nas_kernels.launching import as_autocast, check_heads, check_shape, check_written
 from nas_kernels.linear_attention.chunked import MIN_LOG_DECAY, full_linear_attention
 from nas_kernels.linear_attention.chunked import linear_attention as chunked_linear_attention
 from nas_kernels.linear_attention.latent import latent_attention
@@ -67,13 +67,12 @@ def linear_attention(
 
     check_heads(q_BHTK, k_BGTK, v_BGTV, state_BGKV)
     _check_decay(log_decay_BGTE, k_BGTK)
-    tracked = any(x is not None and x.requires_grad for x in inputs)
-    if q_BHTK.shape[2] > 1 or (tracked and torch.is_grad_enabled()):
+    if q_BHTK.shape[2] > 1 or wants_gradient(*inputs):
         return linear_attention_kernels(*inputs)
     shape = (*k_BGTK.shape[:2], k_BGTK.shape[3], v_BGTV.shape[3])
     last = torch.empty(shape, device=k_BGTK.device, dtype=torch.float32)
     decay = None if log_decay_BGTE is None else log_decay_BGTE[:, :, 0]
-    q, k, v = (x[:, :, 0] for x in (q_BHTK, k_BGTK, v_BGTV))
+    q, k, v = (x[:, :, 0] for x in as_autocast(q_BHTK, k_BGTK, v_BGTV))
     return step_kernel(q, k, v, decay, state_BGKV, last)[:, :, None], last
 
 

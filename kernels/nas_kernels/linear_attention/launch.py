@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nas_kernels.dispatch import launching_on
 from nas_kernels.launching import (
     as_autocast,
     cdiv,
@@ -41,7 +42,8 @@ def linear_attention_kernels(
 ) -> tuple[Tensor, Tensor]:
     """Compute `linear_attention` with kernels; a chunk is a power of two from 16 to 64 tokens."""
     q, k, v = as_autocast(q_BHTK, k_BGTK, v_BGTV)
-    out, last = _LinearAttention.apply(q, k, v, log_decay_BGTE, state_BGKV, chunk)
+    with launching_on(q):
+        out, last = _LinearAttention.apply(q, k, v, log_decay_BGTE, state_BGKV, chunk)
     return out, last
 
 
@@ -64,17 +66,18 @@ def step_kernel(
     gate = q_BHK if log_decay_BGE is None else log_decay_BGE
     block_k, block_v, num_warps = step_tile(key_dim, value_dim)
     tensors = (q_BHK, k_BGK, v_BGV, gate, old, new_state_BGKV)
-    one_token[(batch * groups, cdiv(value_dim, block_v))](
-        *tensors,
-        out,
-        *(stride for x in tensors for stride in x.stride()),
-        *(groups, heads // groups, key_dim, value_dim, floor),
-        HAS_STATE=state_BGKV is not None,
-        DECAY=decay,
-        BK=block_k,
-        BV=block_v,
-        num_warps=num_warps,
-    )
+    with launching_on(q_BHK):
+        one_token[(batch * groups, cdiv(value_dim, block_v))](
+            *tensors,
+            out,
+            *(stride for x in tensors for stride in x.stride()),
+            *(groups, heads // groups, key_dim, value_dim, floor),
+            HAS_STATE=state_BGKV is not None,
+            DECAY=decay,
+            BK=block_k,
+            BV=block_v,
+            num_warps=num_warps,
+        )
     return out
 
 

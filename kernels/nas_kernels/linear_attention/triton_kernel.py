@@ -20,22 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _tile(base, rows, columns, row_stride, column_stride, num_rows, num_columns):
-    """Load a matrix in fp32, zeros outside."""
-    mask = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
-    offsets = (
-        rows[:, None].to(tl.int64) * row_stride + columns[None, :].to(tl.int64) * column_stride
-    )
-    return tl.load(base + offsets, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _store_tile(base, x, rows, columns, row_stride, num_rows, num_columns):
-    mask = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
-    offsets = rows[:, None].to(tl.int64) * row_stride + columns[None, :]
-    tl.store(base + offsets, x.to(base.dtype.element_ty), mask=mask)
+from nas_kernels.tiles.triton_kernel import load_fp32_tile, store_tile
 
 
 @triton.jit
@@ -48,7 +33,7 @@ def _head_totals(g, rows, row_stride, num_rows, floor):
 @triton.jit
 def _feature_totals(g, rows, columns, row_stride, column_stride, num_rows, num_columns, floor):
     """Return the running sum of every feature's log decays, (C, K)."""
-    decay = _tile(g, rows, columns, row_stride, column_stride, num_rows, num_columns)
+    decay = load_fp32_tile(g, rows, columns, row_stride, column_stride, num_rows, num_columns)
     return tl.cumsum(tl.maximum(decay, floor), axis=0)
 
 
@@ -88,10 +73,10 @@ def pass_states(
     state = tl.zeros([BK, BV], dtype=tl.float32)
     if HAS_START:
         start += batch * s_b + group * s_h
-        state = _tile(start, features, columns, s_k, s_v, key_dim, value_dim)
+        state = load_fp32_tile(start, features, columns, s_k, s_v, key_dim, value_dim)
     if BACKWARD:
         states += (pair * 0 + num_chunks) * size  # `pair` makes it int64
-    _store_tile(states, state, features, columns, value_dim, key_dim, value_dim)
+    store_tile(states, state, features, columns, key_dim, value_dim)
     for i in range(num_chunks):
         n = i
         if BACKWARD:
@@ -113,8 +98,8 @@ def pass_states(
         for r in range(repeats):
             head = group * repeats + r
             a_head, b_head = a + batch * a_b + head * a_h, b + batch * b_b + head * b_h
-            x = _tile(a_head, rows, features, a_t, a_k, tokens, key_dim)
-            y = _tile(b_head, rows, columns, b_t, b_v, tokens, value_dim)
+            x = load_fp32_tile(a_head, rows, features, a_t, a_k, tokens, key_dim)
+            y = load_fp32_tile(b_head, rows, columns, b_t, b_v, tokens, value_dim)
             if DECAY != 0:
                 x *= weight
             state += tl.dot(tl.trans(x.to(DOT)), y.to(DOT), input_precision=PRECISION)
@@ -122,8 +107,8 @@ def pass_states(
             states -= size
         else:
             states += size
-        _store_tile(states, state, features, columns, value_dim, key_dim, value_dim)
-    _store_tile(end + pair * size, state, features, columns, value_dim, key_dim, value_dim)
+        store_tile(states, state, features, columns, key_dim, value_dim)
+    store_tile(end + pair * size, state, features, columns, key_dim, value_dim)
 
 
 @triton.jit
@@ -150,8 +135,8 @@ def read_outputs(
     result = tl.zeros([C, BV], dtype=tl.float32)
     for i in range(tl.cdiv(key_dim, BK)):
         features = i * BK + tl.arange(0, BK)
-        x = _tile(q, rows, features, q_t, q_k, tokens, key_dim)
-        y = _tile(k, rows, features, k_t, k_k, tokens, key_dim)
+        x = load_fp32_tile(q, rows, features, q_t, q_k, tokens, key_dim)
+        y = load_fp32_tile(k, rows, features, k_t, k_k, tokens, key_dim)
         read = x
         if DECAY == 2:
             total = _feature_totals(g, rows, features, g_t, g_k, tokens, key_dim, floor)
@@ -159,7 +144,7 @@ def read_outputs(
             read = x * tl.exp(total)
             x, y = x * tl.exp(total - middle), y * tl.exp(middle - total)
         scores += tl.dot(x.to(DOT), tl.trans(y.to(DOT)), input_precision=PRECISION)
-        state = _tile(states, features, columns, value_dim, 1, key_dim, value_dim)
+        state = load_fp32_tile(states, features, columns, value_dim, 1, key_dim, value_dim)
         result += tl.dot(read.to(DOT), state.to(DOT), input_precision=PRECISION)
     seen = tl.arange(0, C)[:, None] >= tl.arange(0, C)[None, :]
     scores = tl.where(seen, scores, 0.0)
@@ -167,10 +152,10 @@ def read_outputs(
         total = _head_totals(g, rows, g_t, tokens, floor)
         result *= tl.exp(total)[:, None]
         scores *= tl.exp(tl.where(seen, total[:, None] - total[None, :], 0.0))
-    z = _tile(v, rows, columns, v_t, v_v, tokens, value_dim)
+    z = load_fp32_tile(v, rows, columns, v_t, v_v, tokens, value_dim)
     result += tl.dot(scores.to(DOT), z.to(DOT), input_precision=PRECISION)
     out += pair * tokens * value_dim
-    _store_tile(out, result, rows, columns, value_dim, tokens, value_dim)
+    store_tile(out, result, rows, columns, tokens, value_dim)
 
 
 @triton.jit
@@ -193,11 +178,13 @@ def value_gradients(
     result = tl.zeros([C, BV], dtype=tl.float32)
     for i in range(tl.cdiv(key_dim, BK)):
         features = i * BK + tl.arange(0, BK)
-        y = _tile(k, rows, features, k_t, k_k, tokens, key_dim)
+        y = load_fp32_tile(k, rows, features, k_t, k_k, tokens, key_dim)
         if DECAY == 2:
             total = _feature_totals(g, rows, features, g_t, g_k, tokens, key_dim, floor)
             y *= tl.exp(_row(total, C - 1, C)[None, :] - total)
-        grad_state = _tile(grad_states, features, columns, value_dim, 1, key_dim, value_dim)
+        grad_state = load_fp32_tile(
+            grad_states, features, columns, value_dim, 1, key_dim, value_dim
+        )
         result += tl.dot(y.to(DOT), grad_state.to(DOT), input_precision=PRECISION)
     seen = tl.arange(0, C)[:, None] <= tl.arange(0, C)[None, :]  # keys are rows, queries columns
     if DECAY == 1:
@@ -210,8 +197,8 @@ def value_gradients(
         scores = tl.zeros([C, C], dtype=tl.float32)
         for i in range(tl.cdiv(key_dim, BK)):
             features = i * BK + tl.arange(0, BK)
-            x = _tile(q_head, rows, features, q_t, q_k, tokens, key_dim)
-            y = _tile(k, rows, features, k_t, k_k, tokens, key_dim)
+            x = load_fp32_tile(q_head, rows, features, q_t, q_k, tokens, key_dim)
+            y = load_fp32_tile(k, rows, features, k_t, k_k, tokens, key_dim)
             if DECAY == 2:
                 total = _feature_totals(g, rows, features, g_t, g_k, tokens, key_dim, floor)
                 middle = _row(total, C // 2, C)[None, :]
@@ -220,10 +207,10 @@ def value_gradients(
         scores = tl.where(seen, scores, 0.0)
         if DECAY == 1:
             scores *= decay
-        grad = _tile(out_head, rows, columns, o_t, o_v, tokens, value_dim)
+        grad = load_fp32_tile(out_head, rows, columns, o_t, o_v, tokens, value_dim)
         result += tl.dot(scores.to(DOT), grad.to(DOT), input_precision=PRECISION)
     grad_v += pair * tokens * value_dim
-    _store_tile(grad_v, result, rows, columns, value_dim, tokens, value_dim)
+    store_tile(grad_v, result, rows, columns, tokens, value_dim)
 
 
 @triton.jit
@@ -253,7 +240,7 @@ def key_gradients(
     states += (pair * (num_chunks + 1) + n) * size
     grad_states += (pair * (num_chunks + 1) + n + 1) * size
     seen = tl.arange(0, C)[:, None] >= tl.arange(0, C)[None, :]
-    y = _tile(k, rows, features, k_t, k_k, tokens, key_dim)
+    y = load_fp32_tile(k, rows, features, k_t, k_k, tokens, key_dim)
     if DECAY == 1:
         total_C = _head_totals(g, rows, g_t, tokens, floor)
         decay = tl.exp(tl.where(seen, total_C[:, None] - total_C[None, :], 0.0))
@@ -266,9 +253,11 @@ def key_gradients(
     whole = tl.zeros([BK], dtype=tl.float32)
     for j in range(tl.cdiv(value_dim, BV)):
         columns = j * BV + tl.arange(0, BV)
-        z = _tile(v, rows, columns, v_t, v_v, tokens, value_dim)
-        state = _tile(states, features, columns, value_dim, 1, key_dim, value_dim)
-        grad_state = _tile(grad_states, features, columns, value_dim, 1, key_dim, value_dim)
+        z = load_fp32_tile(v, rows, columns, v_t, v_v, tokens, value_dim)
+        state = load_fp32_tile(states, features, columns, value_dim, 1, key_dim, value_dim)
+        grad_state = load_fp32_tile(
+            grad_states, features, columns, value_dim, 1, key_dim, value_dim
+        )
         dk += tl.dot(z.to(DOT), tl.trans(grad_state.to(DOT)), input_precision=PRECISION)
         whole += tl.sum(state * grad_state, axis=1)
     if DECAY != 0:
@@ -278,14 +267,14 @@ def key_gradients(
     for r in range(repeats):
         head = group * repeats + r
         q_head, out_head = q + batch * q_b + head * q_h, grad_out + batch * o_b + head * o_h
-        x = _tile(q_head, rows, features, q_t, q_k, tokens, key_dim)
+        x = load_fp32_tile(q_head, rows, features, q_t, q_k, tokens, key_dim)
         scores = tl.zeros([C, C], dtype=tl.float32)
         dq = tl.zeros([C, BK], dtype=tl.float32)
         for j in range(tl.cdiv(value_dim, BV)):
             columns = j * BV + tl.arange(0, BV)
-            grad = _tile(out_head, rows, columns, o_t, o_v, tokens, value_dim).to(DOT)
-            z = _tile(v, rows, columns, v_t, v_v, tokens, value_dim)
-            state = _tile(states, features, columns, value_dim, 1, key_dim, value_dim)
+            grad = load_fp32_tile(out_head, rows, columns, o_t, o_v, tokens, value_dim).to(DOT)
+            z = load_fp32_tile(v, rows, columns, v_t, v_v, tokens, value_dim)
+            state = load_fp32_tile(states, features, columns, value_dim, 1, key_dim, value_dim)
             scores += tl.dot(grad, tl.trans(z.to(DOT)), input_precision=PRECISION)
             dq += tl.dot(grad, tl.trans(state.to(DOT)), input_precision=PRECISION)
         scores = tl.where(seen, scores, 0.0)
@@ -305,17 +294,17 @@ def key_gradients(
         dk += dk_in
         dg += x * dq
         q_out = grad_q + (pair * repeats + r) * tokens * key_dim
-        _store_tile(q_out, dq, rows, features, key_dim, tokens, key_dim)
-    _store_tile(grad_k + pair * tokens * key_dim, dk, rows, features, key_dim, tokens, key_dim)
+        store_tile(q_out, dq, rows, features, tokens, key_dim)
+    store_tile(grad_k + pair * tokens * key_dim, dk, rows, features, tokens, key_dim)
     if GATE_GRADIENT:
         dg -= y * dk
         # The sum from a token to the chunk's end, and what comes after the chunk.
         dg = tl.sum(dg, axis=0)[None, :] - tl.cumsum(dg, axis=0) + dg + whole[None, :]
         if DECAY == 2:
-            raw = _tile(g, rows, features, g_t, g_k, tokens, key_dim)
+            raw = load_fp32_tile(g, rows, features, g_t, g_k, tokens, key_dim)
             dg = tl.where(raw >= floor, dg, 0.0)
             base = grad_g + pair * tokens * key_dim
-            _store_tile(base, dg, rows, features, key_dim, tokens, key_dim)
+            store_tile(base, dg, rows, features, tokens, key_dim)
         else:
             raw = tl.load(g + rows.to(tl.int64) * g_t, mask=rows < tokens, other=0.0)
             share = tl.where(raw.to(tl.float32) >= floor, tl.sum(dg, axis=1), 0.0)
@@ -334,15 +323,15 @@ def one_token(
     """Update a state, in place where `new_state` is `state`, and read it; out (B, H, V)."""
     pair = tl.program_id(0).to(tl.int64)
     batch, group = pair // groups, pair % groups
-    features = tl.arange(0, BK)
-    columns = tl.program_id(1) * BV + tl.arange(0, BV)
+    features = tl.arange(0, BK).to(tl.int64)
+    columns = tl.program_id(1).to(tl.int64) * BV + tl.arange(0, BV)
     in_key, in_value = features < key_dim, columns < value_dim
     y = tl.load(k + batch * k_b + group * k_h + features * k_k, mask=in_key, other=0.0)
     z = tl.load(v + batch * v_b + group * v_h + columns * v_v, mask=in_value, other=0.0)
     memory = y.to(tl.float32)[:, None] * z.to(tl.float32)[None, :]
     if HAS_STATE:
         base = state + batch * s_b + group * s_h
-        old = _tile(base, features, columns, s_k, s_v, key_dim, value_dim)
+        old = load_fp32_tile(base, features, columns, s_k, s_v, key_dim, value_dim)
         g += batch * g_b + group * g_h
         if DECAY == 1:
             old *= tl.exp(tl.maximum(tl.load(g).to(tl.float32), floor))
@@ -352,7 +341,7 @@ def one_token(
         memory += old
     mask = in_key[:, None] & in_value[None, :]
     new_state += batch * n_b + group * n_h
-    offsets = features[:, None].to(tl.int64) * n_k + columns[None, :].to(tl.int64) * n_v
+    offsets = features[:, None] * n_k + columns[None, :] * n_v
     tl.store(new_state + offsets, memory.to(new_state.dtype.element_ty), mask=mask)
     for r in range(repeats):
         head = group * repeats + r

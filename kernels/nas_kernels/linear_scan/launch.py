@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nas_kernels.dispatch import launching_on
 from nas_kernels.launching import cdiv, empty_like_dense, power_of_two
 
 MAX_CHUNK = 64
@@ -22,7 +23,8 @@ def linear_scan_kernels(
     decay_BTC: Tensor, input_BTC: Tensor, state_BC: Tensor | None, chunk: int | None = None
 ) -> Tensor:
     """Compute every state of `linear_scan`; a chunk is a power of two of tokens."""
-    states_BTC: Tensor = _LinearScan.apply(decay_BTC, input_BTC, state_BC, chunk)
+    with launching_on(input_BTC):
+        states_BTC: Tensor = _LinearScan.apply(decay_BTC, input_BTC, state_BC, chunk)
     return states_BTC
 
 

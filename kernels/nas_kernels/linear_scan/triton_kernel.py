@@ -13,11 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _then(decay, state, next_decay, next_state):
-    """Combine two stretches of a recurrence `h_t = decay_t h_(t-1) + added_t`."""
-    return decay * next_decay, next_decay * state + next_state
+from nas_kernels.tiles.triton_kernel import then
 
 
 @triton.jit
@@ -44,7 +40,7 @@ def _scanned(
     added = tl.load(x + places, mask=(rows[:, None] < tokens) & inside, other=0.0)
     # Behind the last token the state stays what it is.
     factor = tl.where(rows[:, None] < tokens, factor, 1.0)
-    return tl.associative_scan((factor, added.to(tl.float32)), 0, _then)
+    return tl.associative_scan((factor, added.to(tl.float32)), 0, then)
 
 
 @triton.jit

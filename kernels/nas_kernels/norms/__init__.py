@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from nas_kernels.dispatch import AUTO, use_triton
 from nas_kernels.norms.ref import layer_norm_ref, rms_norm_ref
+from nas_kernels.precision import without_autocast
 
 __all__ = [
     "add_layer_norm",
@@ -123,6 +124,8 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, centred: 
     """PyTorch's own, which wants one dtype; the definition where there are several."""
     if any(t is not None and t.dtype != x.dtype for t in (weight, bias)):
         return layer_norm_ref(x, weight, bias, eps) if centred else rms_norm_ref(x, weight, eps)
-    if centred:
-        return F.layer_norm(x, weight.shape, weight, bias, eps)
-    return F.rms_norm(x, weight.shape, weight, eps)
+    # Autocast would return fp32, whatever was given.
+    with without_autocast(x):
+        if centred:
+            return F.layer_norm(x, weight.shape, weight, bias, eps)
+        return F.rms_norm(x, weight.shape, weight, eps)

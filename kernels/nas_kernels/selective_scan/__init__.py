@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nas_kernels.dispatch import AUTO, use_triton
+from nas_kernels.dispatch import AUTO, use_triton, wants_gradient
 from nas_kernels.launching import check_shape, check_written
 from nas_kernels.precision import at_least_fp32
 from nas_kernels.recurrence import recorded
@@ -58,8 +58,7 @@ def selective_scan(
     from nas_kernels.selective_scan.launch import selective_scan_kernels, step_kernel
 
     _check_shapes(*inputs)
-    tracked = any(x is not None and x.requires_grad for x in inputs)
-    if x_BTC.shape[1] > 1 or (tracked and torch.is_grad_enabled()):
+    if x_BTC.shape[1] > 1 or wants_gradient(*inputs):
         return selective_scan_kernels(*inputs)
     last = torch.empty(x_BTC.shape[0], *a_CS.shape, device=x_BTC.device, dtype=torch.float32)
     x, delta, write, read = (z[:, 0] for z in (x_BTC, delta_BTC, write_BTS, read_BTS))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nas_kernels.dispatch import launching_on
 from nas_kernels.launching import cdiv, empty_like_dense, power_of_two, step_tile
 
 MAX_CHUNK = 64
@@ -30,7 +31,8 @@ def selective_scan_kernels(
 ) -> tuple[Tensor, Tensor]:
     """Compute `selective_scan` with kernels; a chunk is a power of two of tokens."""
     inputs = (x_BTC, delta_BTC, a_CS, write_BTS, read_BTS, state_BCS)
-    out, last = _SelectiveScan.apply(*inputs, chunk)
+    with launching_on(x_BTC):
+        out, last = _SelectiveScan.apply(*inputs, chunk)
     return out, last
 
 
@@ -51,15 +53,16 @@ def step_kernel(
     old = new_state_BCS if state_BCS is None else state_BCS
     block_s, block_c, num_warps = step_tile(num_states, channels)
     tensors = (x_BC, delta_BC, a_CS, write_BS, read_BS, old, new_state_BCS)
-    one_token[(batch, cdiv(channels, block_c))](
-        *(*tensors, out),
-        *(stride for x in tensors for stride in x.stride()),
-        *(channels, num_states),
-        HAS_STATE=state_BCS is not None,
-        BC=block_c,
-        BS=block_s,
-        num_warps=num_warps,
-    )
+    with launching_on(x_BC):
+        one_token[(batch, cdiv(channels, block_c))](
+            *(*tensors, out),
+            *(stride for x in tensors for stride in x.stride()),
+            *(channels, num_states),
+            HAS_STATE=state_BCS is not None,
+            BC=block_c,
+            BS=block_s,
+            num_warps=num_warps,
+        )
     return out
 
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from nas_kernels.tiles.triton_kernel import store_tile, then
+
 
 @triton.jit
 def _tile(base, rows, columns, row_stride, column_stride, first, end, num_columns):
@@ -25,26 +27,12 @@ def _tile(base, rows, columns, row_stride, column_stride, first, end, num_column
 
 
 @triton.jit
-def _store_tile(base, x, rows, columns, num_rows, num_columns):
-    """Store a matrix whose rows have no gaps."""
-    mask = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
-    offsets = rows[:, None].to(tl.int64) * num_columns + columns[None, :]
-    tl.store(base + offsets, x.to(base.dtype.element_ty), mask=mask)
-
-
-@triton.jit
 def _column(base, rows, row_stride, first, end):
     """Load one number of every token in [first, end) in fp32, as a column; zeros outside."""
     mask = (rows >= first) & (rows < end)
     return tl.load(base + rows.to(tl.int64) * row_stride, mask=mask, other=0.0).to(tl.float32)[
         :, None
     ]
-
-
-@triton.jit
-def _then(decay, state, next_decay, next_state):
-    """Combine two stretches of a recurrence `h_t = decay_t h_(t-1) + added_t`."""
-    return decay * next_decay, next_decay * state + next_state
 
 
 @triton.jit
@@ -102,11 +90,11 @@ def pass_states(
         if BACKWARD:
             n = num_chunks - 1 - i
         slot = batch * num_chunks + n
-        _store_tile(states + slot * size, state, columns, numbers, channels, num_states)
+        store_tile(states + slot * size, state, columns, numbers, channels, num_states)
         total = tl.load(totals + slot * channels + columns, mask=columns < channels, other=0.0)
         end = _tile(ends + slot * size, columns, numbers, num_states, 1, 0, channels, num_states)
         state = state * tl.exp(total[:, None] * rates) + end
-    _store_tile(last + batch * size, state, columns, numbers, channels, num_states)
+    store_tile(last + batch * size, state, columns, numbers, channels, num_states)
 
 
 @triton.jit
@@ -131,10 +119,10 @@ def read_outputs(
         before = tl.load(states + s, mask=inside, other=0.0)
         decay = tl.exp(steps * rate.to(tl.float32)[None, :])
         added = u * _column(write + s * w_s, rows, w_t, 0, tokens)
-        decay, h = tl.associative_scan((decay, added), 0, _then)
+        decay, h = tl.associative_scan((decay, added), 0, then)
         h += decay * before[None, :]
         result += h * _column(read + s * r_s, rows, r_t, 0, tokens)
-    _store_tile(out + batch * tokens * channels, result, rows, columns, tokens, channels)
+    store_tile(out + batch * tokens * channels, result, rows, columns, tokens, channels)
 
 
 @triton.jit
@@ -183,12 +171,12 @@ def input_gradients(
         start = tl.load(states + s, mask=inside, other=0.0)[None, :]
         after = tl.load(grad_states + s, mask=inside, other=0.0)[None, :]
         added = before_u * _column(write + s * w_s, rows - 1, w_t, first, tokens)
-        decay, h = tl.associative_scan((tl.exp(earlier * rate), added), 0, _then)
+        decay, h = tl.associative_scan((tl.exp(earlier * rate), added), 0, then)
         kept = tl.exp(steps * rate) * (h + decay * start)
         w = _column(write + s * w_s, rows, w_t, 0, tokens)
         h = kept + u * w
         own = grad * _column(read + s * r_s, rows, r_t, 0, tokens)
-        _, g = tl.associative_scan((tl.exp(later * rate), own), 0, _then, reverse=True)
+        _, g = tl.associative_scan((tl.exp(later * rate), own), 0, then, reverse=True)
         g += tl.exp(rest * rate) * after
         tl.store(grad_read + s, tl.sum(grad * h, axis=1), mask=rows < tokens)
         tl.store(grad_write + s, tl.sum(u * g, axis=1), mask=rows < tokens)
@@ -197,9 +185,9 @@ def input_gradients(
         grad_steps += kept * rate
         tl.store(grad_a + s, tl.sum(kept * steps, axis=0), mask=inside)
     offset = batch * tokens * channels
-    _store_tile(grad_x + offset, grad_u * steps, rows, columns, tokens, channels)
+    store_tile(grad_x + offset, grad_u * steps, rows, columns, tokens, channels)
     grad_steps += grad_u * z
-    _store_tile(grad_delta + offset, grad_steps, rows, columns, tokens, channels)
+    store_tile(grad_delta + offset, grad_steps, rows, columns, tokens, channels)
 
 
 @triton.jit
@@ -210,7 +198,8 @@ def one_token(
 ):  # fmt: skip
     """Update a state, in place where `new_state` is `state`, and read it; out (B, C)."""
     batch = tl.program_id(0).to(tl.int64)
-    columns, numbers = tl.program_id(1) * BC + tl.arange(0, BC), tl.arange(0, BS)
+    columns = tl.program_id(1).to(tl.int64) * BC + tl.arange(0, BC)
+    numbers = tl.arange(0, BS).to(tl.int64)
     inside, in_state = columns < channels, numbers < num_states
     step = tl.load(delta + batch * d_b + columns * d_c, mask=inside, other=0.0).to(tl.float32)
     u = tl.load(x + batch * x_b + columns * x_c, mask=inside, other=0.0).to(tl.float32) * step
@@ -221,8 +210,7 @@ def one_token(
         rates = _tile(a, columns, numbers, a_c, a_s, 0, channels, num_states)
         old = _tile(state + batch * s_b, columns, numbers, s_c, s_s, 0, channels, num_states)
         h += tl.exp(step[:, None] * rates) * old
-    place = new_state + batch * n_b + columns[:, None].to(tl.int64) * n_c
-    place += numbers[None, :].to(tl.int64) * n_s
+    place = new_state + batch * n_b + columns[:, None] * n_c + numbers[None, :] * n_s
     mask = inside[:, None] & in_state[None, :]
     tl.store(place, h.to(new_state.dtype.element_ty), mask=mask)
     result = tl.sum(h * r[None, :], axis=1)

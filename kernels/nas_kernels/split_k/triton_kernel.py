@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nas_kernels.dispatch import num_multiprocessors
+from nas_kernels.launching import power_of_two_below
 
 MOST_SPLITS = 16
 ROWS = 256
@@ -95,4 +96,4 @@ def check_vector(name: str, values: Tensor | None, sizes: tuple[int, ...]) -> No
 def num_splits(blocks: int, steps: int, device: torch.device) -> int:
     """Return into how many parts of at least two steps K is cut to occupy the device."""
     wanted = 2 * num_multiprocessors(device) // max(blocks, 1)
-    return max(1, min(wanted, steps // 2, MOST_SPLITS))
+    return power_of_two_below(min(wanted, steps // 2, MOST_SPLITS))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nas_kernels.dispatch import AUTO, REFERENCE, use_triton
+from nas_kernels.dispatch import AUTO, REFERENCE, use_triton, wants_gradient
 from nas_kernels.int8_linear import QuantizedActivations, int8_linear
 from nas_kernels.ternary_linear.ref import (
     fake_quantize_ternary,
@@ -48,7 +48,10 @@ def ternary_linear(
         implementation: see `nas_kernels.dispatch.use_triton`.
     """
     tensors = (x.values_MK, packed_NQ, scale_1, x.scale_M1, bias_N)
-    if use_triton("ternary_linear", *tensors, implementation=implementation):
+    unsupported = "it has no gradient" if wants_gradient(bias_N) else None
+    if use_triton(
+        "ternary_linear", *tensors, implementation=implementation, unsupported=unsupported
+    ):
         from nas_kernels.ternary_linear import triton_kernel
 
         return triton_kernel.ternary_linear(x, packed_NQ, scale_1, bias_N)

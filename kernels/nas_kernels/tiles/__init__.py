@@ -1,0 +1,1 @@
+"""What the device code of several operations shares; imported only by kernels."""

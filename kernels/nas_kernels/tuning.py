@@ -1,0 +1,191 @@
+"""Configurations of kernels that were measured on this device, for launchers that ask.
+
+A launcher lists what it could run with, its default first, and how to run it::
+
+    tiles = choose("int4_linear", (tokens, rows, columns), CANDIDATES, launch)
+
+Nothing is measured unless the environment variable `NAS_KERNELS_TUNING` names a file. Then what the
+file does not hold yet is measured once, when it is first asked for, and written to it; the file has
+a table for each device and version of Triton, so one file may serve many. Without the variable, on
+a CPU, in a graph that is being captured or traced, and for what cannot be measured, it is the
+default.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import torch
+
+from nas_kernels.dispatch import interpreting, triton_available
+
+logger = logging.getLogger("nas_kernels")
+
+VARIABLE: Final = "NAS_KERNELS_TUNING"
+"""Environment variable: path of the file with what was measured."""
+SAMPLES = 7
+FLUSHED_BYTES = 1 << 28
+"""Overwritten before every sample, so that no candidate finds its inputs in the cache."""
+
+Config = TypeVar("Config")
+Table = dict[str, dict[str, Any]]
+_tables: dict[Path, dict[str, Table]] = {}
+_chosen: dict[tuple[Hashable, ...], int] = {}
+
+
+def choose(
+    operation: str,
+    key: tuple[int | str | bool, ...],
+    candidates: Sequence[Config],
+    run: Callable[[Config], object],
+) -> Config:
+    """Return the candidate that was fastest on the current CUDA device, or the first one.
+
+    Args:
+        operation: its name.
+        key: what the choice depends on: sizes, rounded where nearby ones may share a choice, and
+            dtypes by name.
+        candidates: configurations that go to JSON (a NamedTuple of numbers, a dictionary); the
+            default first.
+        run: launches the kernel with a candidate; may be called many times, and may raise where
+            the device has too few registers or too little shared memory.
+
+    Raises:
+        ValueError: when there are no candidates, or the file is no tuning file.
+    """
+    if not candidates:
+        raise ValueError(f"{operation} has no configuration to choose from; give one at least")
+    path = os.environ.get(VARIABLE)
+    if not path or len(candidates) == 1 or not torch.cuda.is_available() or interpreting():
+        return candidates[0]
+    device = torch.cuda.current_device()
+    name = " ".join(map(str, key))
+    place = (path, device, operation, name)
+    index = _chosen.get(place)
+    if index is not None and index < len(candidates):
+        return candidates[index]
+    if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+        return candidates[0]
+    table = _table(Path(path)).setdefault(_device_name(device), {}).setdefault(operation, {})
+    index = _index(candidates, table.get(name))
+    if index is None:
+        index = _fastest(operation, name, candidates, run)
+        table[name] = _as_json(candidates[index])
+        _write(Path(path))
+    _chosen[place] = index
+    return candidates[index]
+
+
+def forget() -> None:
+    """Read files again, and measure again what they do not hold."""
+    _tables.clear()
+    _chosen.clear()
+
+
+def _fastest(
+    operation: str, name: str, candidates: Sequence[Config], run: Callable[[Config], object]
+) -> int:
+    """Return the number of the fastest candidate; the first where none can be run."""
+    times: dict[int, float] = {}
+    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device="cuda")
+    for index, candidate in enumerate(candidates):
+        try:
+            times[index] = _milliseconds(candidate, run, flushed)
+        except Exception as error:
+            triton_own = type(error).__module__.split(".")[0] == "triton"
+            if not triton_own and not isinstance(error, RuntimeError | ValueError):
+                raise
+            logger.debug("%s cannot run with %s: %s", operation, candidate, error)
+    best = min(times, key=lambda index: times[index], default=0)
+    if times:
+        logger.info("%s %s is fastest with %s: %.4f ms, against %.4f by default", operation, name,
+                    candidates[best], times[best], times.get(0, float("nan")))  # fmt: skip
+    return best
+
+
+def _milliseconds(
+    candidate: Config, run: Callable[[Config], object], flushed: torch.Tensor
+) -> float:
+    for _ in range(2):  # the first one compiles
+        run(candidate)
+    samples = []
+    for _ in range(SAMPLES):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        # Long enough for the launches behind it to be queued before it ends.
+        flushed.zero_()
+        start.record()
+        run(candidate)
+        end.record()
+        end.synchronize()
+        samples.append(start.elapsed_time(end))
+    return statistics.median(samples)
+
+
+def _as_json(candidate: Any) -> Any:
+    fields = candidate._asdict() if hasattr(candidate, "_asdict") else candidate
+    return json.loads(json.dumps(fields))
+
+
+def _index(candidates: Sequence[Any], stored: Any) -> int | None:
+    """Return which candidate was stored; None where it is none any more."""
+    if stored is None:
+        return None
+    for index, candidate in enumerate(candidates):
+        if _as_json(candidate) == stored:
+            return index
+    return None
+
+
+def _device_name(device: int) -> str:
+    properties, version = torch.cuda.get_device_properties(device), "none"
+    if triton_available():
+        import triton
+
+        version = triton.__version__
+    return f"{properties.name}, compute {properties.major}.{properties.minor}, triton {version}"
+
+
+def _table(path: Path) -> dict[str, Table]:
+    if path not in _tables:
+        _tables[path] = _read(path)
+    return _tables[path]
+
+
+def _read(path: Path) -> dict[str, Table]:
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{VARIABLE}={path} is no tuning file: {error}") from error
+    tables = isinstance(found, dict) and all(
+        isinstance(table, dict) and all(isinstance(keys, dict) for keys in table.values())
+        for table in found.values()
+    )
+    if not tables:
+        raise ValueError(f"{VARIABLE}={path} is no tuning file; name another or delete it")
+    return found
+
+
+def _write(path: Path) -> None:
+    """Write the file whole, with what other processes have added to it since."""
+    merged = _read(path)
+    for device, operations in _tables[path].items():
+        for operation, keys in operations.items():
+            merged.setdefault(device, {}).setdefault(operation, {}).update(keys)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=path.name, delete=False, encoding="utf-8"
+        ) as file:
+            json.dump(merged, file, indent=1, sort_keys=True)
+        os.replace(file.name, path)
+    except OSError as error:
+        logger.warning("what was tuned is not kept: %s", error)
