@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 
 from nas_kernels import dispatch
 from nas_kernels.dispatch import reference_only
-from searchspace.arch import Arch, LayerArch
 from searchspace.ffn import FFNS
-from searchspace.linear import Linear
 from searchspace.mixers import MIXERS
 from searchspace.norms import NORMS
 from searchspace.packing import pack
-from searchspace.specs import FFNSpec, MixerSpec
-from searchspace.subnet import Subnet
 from searchspace.testing import operator_specs
 from searchspace.testing.operator_checks import (
     D_MODEL,
@@ -51,19 +45,17 @@ EXPECTED = {
     "ternary_linear",
 }
 """Operations that operators have kernels of."""
-GRADIENT_RMS = 1e-4
+GRADIENT_RMS, NOISE = 1e-4, 1e-2
 
 
 @pytest.fixture(autouse=True)
-def wished(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
-    """Wish for kernels; what is yielded gathers the operations that had some."""
+def wished(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NAS_KERNELS", "triton")
     monkeypatch.setattr(dispatch, "_logged", set())
-    used: set[str] = set()
-    yield used
 
 
 def with_kernels() -> set[str]:
+    """Return the operations that ran as kernels."""
     return {operation for operation, what, _ in dispatch._logged if what != "PyTorch"}
 
 
@@ -92,32 +84,44 @@ def run(spec: Spec) -> list[Tensor]:
     return outs
 
 
+def rms(x: Tensor) -> float:
+    return x.detach().double().square().mean().sqrt().item()
+
+
+def forms(name: str) -> list[Spec]:
+    """Return the sub-blocks of an operator; precisions matter to the linear maps that all share."""
+    every = name in ("softmax", "swiglu")
+    return [spec for spec in operator_specs(name) if every or spec.precision == "fp32"]
+
+
 def compare(spec: Spec) -> None:
     with reference_only():
         expected = trained(spec), run(spec)
     actual = trained(spec), run(spec)
     rounded = bound_of(spec)
     require_close(actual[0][0], expected[0][0], rounded, "the result")
+    # Where a gradient should be zero, such as that of a bias of all keys, there is only noise.
+    noise = NOISE * max(rms(right) for right in expected[0][1:])
     for found, right in zip(actual[0][1:], expected[0][1:], strict=True):
-        require_close(found, right, max(rounded, GRADIENT_RMS), "a gradient")
+        assert rms(found - right) <= max(rounded, GRADIENT_RMS) * (rms(right) + noise), "a gradient"
     for found, right in zip(actual[1], expected[1], strict=True):
         require_close(found, right, rounded, "a result of what is stored")
 
 
 def is_quick(name: str) -> bool:
-    return name in ("softmax", "gla", "sliding_window", "mamba", "swiglu", "relu2_mlp", "layernorm")
+    return name in ("softmax", "gla", "sliding_window", "mamba", "swiglu", "relu2", "layernorm")
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATORS if is_quick(name)])
 def test_a_form_of_some_operators(name: str) -> None:
-    compare(next(iter(operator_specs(name))))
+    compare(forms(name)[0])
     assert with_kernels() & EXPECTED
 
 
 @pytest.mark.slow
 def test_every_form_of_every_operator() -> None:
     for name in OPERATORS:
-        for spec in operator_specs(name):
+        for spec in forms(name):
             try:
                 compare(spec)
             except AssertionError as error:
