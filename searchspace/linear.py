@@ -149,9 +149,11 @@ def fusable(x: Tensor, *linears: Linear) -> bool:
         and not linear._backward_pre_hooks
         for linear in linears
     )
+    if not plain:
+        return False
     weights = [linear.weight for linear in linears]
     reason = why_not(x, weights[0])
-    return plain and use_triton("elastic_linear", x, *weights, prefer_reference=reason)
+    return use_triton("elastic_linear", x, *weights, prefer_reference=reason)
 
 
 def fused_linear(x: Tensor, activation: str, linear: Linear, gate: Linear | None = None) -> Tensor:
