@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-
-from nas_kernels.dispatch import interpreting
 
 MIN_TILE = 16
 """`tl.dot` takes no side below this one."""
@@ -54,13 +50,6 @@ def dot_dtype(*tensors: Tensor) -> torch.dtype:
     if all(x.dtype == torch.bfloat16 for x in tensors):
         return torch.bfloat16
     return torch.float32
-
-
-def triton_dot_dtype(dtype: torch.dtype) -> Any:
-    """Return Triton's name for what `dot_dtype` chose; its interpreter cannot multiply bf16."""
-    import triton.language as tl
-
-    return tl.bfloat16 if dtype == torch.bfloat16 and not interpreting() else tl.float32
 
 
 def dot_precision(*tensors: Tensor) -> str:

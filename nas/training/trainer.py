@@ -29,6 +29,7 @@ from nas.training.losses import (
     Prediction,
     SoftTargets,
     hard_loss,
+    loss_in_chunks,
     num_scored,
     predict,
     soft_targets,
@@ -222,7 +223,7 @@ class Trainer:
             losses[place] = part * loss
             if not math.isfinite(loss):
                 break
-            if item.role == LARGEST and teacher is None:
+            if item.role == LARGEST and teacher is None and prediction is not None:
                 teacher = soft_targets(prediction)
         return losses
 
@@ -249,16 +250,22 @@ class Trainer:
 
     def backward(
         self, item: StepArch, inputs: Tensor, targets: Tensor, teacher: SoftTargets | None
-    ) -> tuple[float, Prediction]:
-        """Add an arch's gradient; return its loss on the data and its prediction."""
+    ) -> tuple[float, Prediction | None]:
+        """Add an arch's gradient; return its loss on the data and, if it may teach, its word."""
         model = self.supernet.view(item.arch, train=True)
-        match_hidden = teacher is not None and teacher.hidden_ND is not None
+        loss, prediction = None, None
         with self.autocast():
-            prediction = predict(model, inputs, targets, match_hidden)
-        hard = hard_loss(prediction, targets)
-        loss = training_loss(
-            hard, prediction, teacher, self.config.distillation, self.config.hidden_distillation
-        )
+            if teacher is None and not self.config.distillation:
+                loss = loss_in_chunks(model, inputs, targets)
+            if loss is None:
+                match_hidden = teacher is not None and teacher.hidden_ND is not None
+                prediction = predict(model, inputs, targets, match_hidden)
+        hard = loss
+        if prediction is not None:
+            hard = hard_loss(prediction, targets)
+            weights = self.config.distillation, self.config.hidden_distillation
+            loss = training_loss(hard, prediction, teacher, *weights)
+        assert hard is not None and loss is not None
         with warnings.catch_warnings():
             # The gradient slices are strided on purpose (see Supernet).
             warnings.filterwarnings("ignore", message="grad and param do not obey")

@@ -7,12 +7,14 @@ import math
 import pytest
 import torch
 
+import nas.training.losses
 from nas.training.losses import (
     Prediction,
     SoftTargets,
     data_loss,
     hard_loss,
     hidden_loss,
+    loss_in_chunks,
     predict,
     soft_loss,
     soft_targets,
@@ -61,6 +63,28 @@ def test_only_scored_targets_count(shape: tuple[int, ...], num_ignored: int) -> 
     for p, q in zip(said.probs_NV, logits.flatten(0, -2)[rows].log_softmax(-1), strict=True):
         soft -= sum(float(a) * float(b) for a, b in zip(p, q, strict=True)) / len(rows)
     assert soft_loss(prediction, said).item() == pytest.approx(soft, rel=1e-5)
+
+
+def test_large_vocabularies_are_taken_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    space, vocab = SearchSpace.load("decoder-tiny", 32), 32
+    network = Subnet(space.smallest()).reset(torch.Generator().manual_seed(0))
+    inputs = torch.randint(vocab, (2, 7), generator=torch.Generator().manual_seed(1))
+    targets = inputs.roll(-1, dims=1)
+    targets[:, -1] = -100
+    assert loss_in_chunks(network, inputs, targets) is None
+    monkeypatch.setattr(nas.training.losses, "CHUNK_BYTES", 4 * 14 * vocab - 1)
+    found = loss_in_chunks(network, inputs, targets)
+    right = hard_loss(predict(network, inputs, targets, with_hidden=False), targets)
+    assert found is not None
+    torch.testing.assert_close(found, right)
+    params = list(network.parameters())
+    grads = torch.autograd.grad(right, params)
+    torch.testing.assert_close(torch.autograd.grad(found, params), grads, rtol=1e-3, atol=1e-6)
+    monkeypatch.setattr(nas.training.losses, "CHUNK_BYTES", 0)
+    with pytest.raises(UserError, match="do not fit"):
+        loss_in_chunks(network, inputs, targets[:, :6])
+    with pytest.raises(UserError, match="no scored target"):
+        loss_in_chunks(network, inputs, torch.full_like(targets, -100))
 
 
 def test_a_batch_without_scored_targets_or_with_wrong_shapes_is_refused() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nas_kernels.dispatch import triton_available
 from predictors.zero_cost import FAN_IN, INITS, METRICS, Probe, score_archs
 from predictors.zero_cost import _twice as twice
 from predictors.zero_cost._stateless import FirstBatchNorm
@@ -289,6 +290,13 @@ class TestGrasp:
         probe = exact(make_arch(replace(LAYER, mixer=mixer), family=ENCODER))
         expected = finite_difference_grasp(probe)
         assert METRICS["grasp"](probe) == pytest.approx(expected, rel=1e-4)
+
+    @pytest.mark.skipif(not triton_available(), reason="triton is not installed")
+    def test_kernels_make_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        arch = make_arch(replace(LAYER, mixer="gla"))
+        expected = METRICS["grasp"](Probe(arch, batch_for(arch), SEED))
+        monkeypatch.setenv("NAS_KERNELS", "triton")
+        assert METRICS["grasp"](Probe(arch, batch_for(arch), SEED)) == expected
 
     @pytest.mark.parametrize("norm", ["prepbn", "unified_norm"])
     def test_finite_differences_through_norms_of_batches(self, norm: str) -> None:

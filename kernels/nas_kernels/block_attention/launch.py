@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nas_kernels.block_attention.pattern import Pattern, tile_lists
-from nas_kernels.dispatch import interpreting, launching_on
+from nas_kernels.dispatch import launching_on
 from nas_kernels.launching import cdiv, dot_precision, tile
+from nas_kernels.tiles.types import triton_dtype
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -106,7 +107,7 @@ def _arguments(
         "CAUSAL": pattern.causal,
         "WINDOWED": pattern.window is not None,
         "SEGMENTED": pattern.segment is not None,
-        "DOT": _dot_dtype(q.dtype),
+        "DOT": triton_dtype(q.dtype),
         "PRECISION": dot_precision(q, k, v),
         "BLOCK": block,
         "BLOCK_K": tile(width, 256),
@@ -114,11 +115,3 @@ def _arguments(
         "num_warps": warps,
     }
     return numbers, (*q.stride(), *k.stride(), *v.stride()), flags
-
-
-def _dot_dtype(dtype: torch.dtype) -> Any:
-    """Return Triton's name for what products round to; its interpreter cannot multiply bf16."""
-    import triton.language as tl
-
-    halves = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-    return tl.float32 if interpreting() else halves.get(dtype, tl.float32)

@@ -18,8 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nas_kernels.dispatch import interpreting, launching_on, num_multiprocessors
+from nas_kernels.dispatch import launching_on, num_multiprocessors
 from nas_kernels.launching import dot_precision, power_of_two_below, tile
+from nas_kernels.tiles.types import triton_dtype
 
 LOG2_E = 1.4426950408889634
 MOST_PARTS = 128
@@ -158,7 +159,6 @@ def decode_attention(
         sizes = (*out.shape[:3], parts)
         target = torch.empty(*sizes, out.shape[3], dtype=torch.float32, device=out.device)
         lse = torch.empty(sizes, dtype=torch.float32, device=out.device)
-    names = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
     with launching_on(q_BHTK):
         _part_kernel[(batch * groups, blocks, parts)](
             q_BHTK, k_BGSK, v_BGSV, length_B, target, lse, scale * LOG2_E,
@@ -166,7 +166,7 @@ def decode_attention(
             out.shape[3], *q_BHTK.stride(), *k_BGSK.stride(), *v_BGSV.stride(),
             0 if length_B is None else length_B.stride(0), groups, PARTS=parts,
             HAS_LENGTH=length_B is not None, WINDOWED=window is not None,
-            DOT=names[q_BHTK.dtype] if half and not interpreting() else tl.float32,
+            DOT=triton_dtype(q_BHTK.dtype),
             PRECISION=dot_precision(q_BHTK, k_BGSK, v_BGSV), BLOCK_R=block_r, BLOCK_S=block_s,
             BLOCK_K=block_k, BLOCK_V=block_v, num_warps=8 if wide and not half else 4,
             num_stages=num_stages,

@@ -22,8 +22,8 @@ from nas_kernels.launching import (
     power_of_two,
     step_tile,
     tile,
-    triton_dot_dtype,
 )
+from nas_kernels.tiles.types import triton_dtype
 
 
 def delta_rule_kernels(
@@ -108,7 +108,7 @@ class _Plan:
             "C": self.chunk,
             "BK": self.block_k,
             "BV": self.block_v,
-            "DOT": triton_dot_dtype(self.dot),
+            "DOT": triton_dtype(self.dot),
             "PRECISION": self.precision,
             "num_warps": 4,
             "num_stages": 2,

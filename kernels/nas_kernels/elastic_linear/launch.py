@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nas_kernels.dispatch import interpreting, launching_on, num_multiprocessors
 from nas_kernels.launching import power_of_two_below, tf32_allowed
+from nas_kernels.tiles.types import triton_dtype
 
 if TYPE_CHECKING:
     from nas_kernels.elastic_linear.function import Settings
@@ -215,12 +216,9 @@ def _num_tiles(rows: int, columns: int, block_rows: int, block_columns: int) -> 
 
 def _products(dtype: torch.dtype) -> dict[str, Any]:
     """Return in what operands are multiplied; fp32 is cut to TF32 only where PyTorch may do so."""
-    import triton.language as tl
-
     exact = dtype == torch.float32 and not tf32_allowed()
-    compute = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
     return {
-        "COMPUTE": tl.float32 if interpreting() else compute[dtype],
+        "COMPUTE": triton_dtype(dtype),
         "PRECISION": "ieee" if exact or interpreting() else "tf32",
     }
 

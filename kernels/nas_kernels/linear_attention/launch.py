@@ -22,9 +22,9 @@ from nas_kernels.launching import (
     empty_like_dense,
     step_tile,
     tile,
-    triton_dot_dtype,
 )
 from nas_kernels.linear_attention.chunked import MIN_LOG_DECAY
+from nas_kernels.tiles.types import triton_dtype
 
 MAX_CHUNK = 64
 LOWEST_LOG_DECAY = -40.0
@@ -121,7 +121,7 @@ class _Plan:
             "C": self.chunk,
             "BK": self.block_k,
             "BV": self.block_v,
-            "DOT": triton_dot_dtype(self.dot),
+            "DOT": triton_dtype(self.dot),
             "PRECISION": self.precision,
             "num_warps": num_warps,
             "num_stages": 2,

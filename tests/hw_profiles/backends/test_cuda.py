@@ -131,7 +131,7 @@ def test_waiting_for_the_device_is_found_before_a_capture(gpu: FakeGpu) -> None:
 
 def test_other_errors_are_not_hidden(gpu: FakeGpu) -> None:
     module, inputs = make(FFN, prefill(1, 4))
-    with pytest.raises(RuntimeError, match="normalized_shape"):
+    with pytest.raises(RuntimeError, match="shape"):
         CudaBackend().prepare(module, inputs[..., :5], prefill(1, 4))
 
 
