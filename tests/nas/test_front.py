@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from nas import front
 from nas.evaluation import held_out_loss
-from nas.front import uniform_networks, write_front
+from nas.front import measuring, uniform_networks, write_front
 from nas.progress import Reporter
 from nas.tasks import TaskConfig, prepare_task
 from nas.tasks.language_model import LanguageModelTask
@@ -82,7 +81,7 @@ def test_accuracy_is_measured_where_a_task_is_judged_by_it_and_kept(
     supernet = Supernet(space, torch.Generator().manual_seed(0))
     sources = SimpleNamespace(task=task, supernet=supernet)
     archs = {arch.id: arch for arch in (space.smallest(), space.largest())}
-    first = front._test_qualities(sources, archs, 640, tmp_path, Reporter(quiet=True))
+    first = measuring.test_qualities(sources, archs, 640, tmp_path, Reporter(quiet=True))
     batches = task.evaluation_batches("test", 640 // 16, 8)
     for arch_id, arch in archs.items():
         subnet = supernet.extract(arch).pack()
@@ -92,8 +91,8 @@ def test_accuracy_is_measured_where_a_task_is_judged_by_it_and_kept(
             total += len(targets)
         assert total == 40 and first[arch_id]["accuracy"] == right / total
         assert first[arch_id]["loss"] == held_out_loss(subnet, batches, task)
-    monkeypatch.setattr(front, "held_out_loss", None)  # nothing is measured a second time
-    assert front._test_qualities(sources, archs, 640, tmp_path, Reporter(quiet=True)) == first
+    monkeypatch.setattr(measuring, "held_out_loss", None)  # nothing is measured a second time
+    assert measuring.test_qualities(sources, archs, 640, tmp_path, Reporter(quiet=True)) == first
 
 
 def test_text_has_no_accuracy_and_numbers_of_older_releases_are_measured_again(
@@ -102,7 +101,7 @@ def test_text_has_no_accuracy_and_numbers_of_older_releases_are_measured_again(
     arch = space.smallest()
     (tmp_path / "measurements.json").write_text(json.dumps({"256": {arch.id: 1.5}}))
     sources = SimpleNamespace(task=task, supernet=supernet)
-    found = front._test_qualities(sources, {arch.id: arch}, 256, tmp_path, Reporter(quiet=True))
+    found = measuring.test_qualities(sources, {arch.id: arch}, 256, tmp_path, Reporter(quiet=True))
     assert set(found[arch.id]) == {"loss"} and found[arch.id]["loss"] != 1.5
 
 
