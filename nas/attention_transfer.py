@@ -98,14 +98,14 @@ def transfer_attention(
         )
     source = _everywhere(supernet.space, mixer=SOFTMAX)
     students = _students(supernet, source, reporter)
-    held_out, _ = task.train_batch(steps, batch_size, seed)
+    held_out = task.train_batch(steps, batch_size, seed)[0].to(supernet.device)
     before = _errors(supernet, source, students, held_out)
     params = [supernet.params[name] for name in _own_params(supernet, students)]
     if params:
         optimizer = torch.optim.Adam(params, lr=lr, betas=(0.9, 0.99))
         with reporter.bar("attention transfer") as bar:
             for step in range(steps):
-                inputs, _ = task.train_batch(step, batch_size, seed)
+                inputs = task.train_batch(step, batch_size, seed)[0].to(supernet.device)
                 optimizer.param_groups[0]["lr"] = lr * (1.0 - step / steps)
                 error = _step(supernet, source, students, inputs)
                 supernet.publish_gradients()
@@ -188,8 +188,9 @@ def _step(supernet: Supernet, source: Arch, students: list[_Student], inputs: Te
                 # The gradient slices are strided on purpose (see Supernet).
                 warnings.filterwarnings("ignore", message="grad and param do not obey")
                 error.backward()
-            errors.append(error.item())
-    return sum(errors) / len(errors)
+            errors.append(error.detach())
+    # Asked for one by one, a GPU would be waited for as often.
+    return sum(torch.stack(errors).tolist()) / len(errors)
 
 
 @torch.no_grad()
@@ -197,11 +198,12 @@ def _errors(
     supernet: Supernet, source: Arch, students: list[_Student], inputs: Tensor
 ) -> dict[str, float]:
     examples = _examples(supernet, source, inputs)
-    return {
-        f"layer{slot}.{student.label}": _relative_error(op, *examples[slot]).item()
+    errors = {
+        f"layer{slot}.{student.label}": _relative_error(op, *examples[slot])
         for student in students
         for slot, op in _mixers(supernet.view(student.arch))
     }
+    return {name: error.item() for name, error in errors.items()}
 
 
 def _relative_error(op: nn.Module, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:

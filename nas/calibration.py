@@ -55,7 +55,8 @@ def calibrate(subnet: Subnet, task: Task) -> None:
     """Give a network that owns its buffers exact running statistics, if its norms have any."""
     if not needs_calibration(subnet.arch):
         return
+    device = next(subnet.parameters()).device
     with recalibrated(subnet):
         for step in range(CALIBRATION_BATCHES):
             inputs, _ = task.train_batch(step, CALIBRATION_BATCH_SIZE, CALIBRATION_SEED)
-            subnet(inputs)
+            subnet(inputs.to(device))

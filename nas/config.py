@@ -16,6 +16,9 @@ from predictors.rank_aggregation import COMBINED
 from searchspace.errors import UserError, unknown
 from searchspace.files import read_json, read_toml
 
+DEVICES = ("auto", "cpu", "cuda")
+COMPILE_MODES = ("auto", "off", "graphs", "compile")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -46,12 +49,17 @@ class TrainConfig:
         norm_anneal_share: share of the training over which norms that are annealed (`prepbn`) turn
             from their exact into their foldable form.
         precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"`` for the faster one here.
+        device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for a GPU where there is one. A training may
+            go on on another one than it began on.
+        compile: how archs that recur are run: ``"graphs"`` (replayed CUDA graphs), ``"compile"``
+            (`torch.compile`), ``"off"``, or ``"auto"`` for graphs on a GPU and off elsewhere.
         checkpoint_s: seconds between checkpoints.
         start: a folder that `nas import` wrote; training starts from its weights, and in a training
             of one stage its largest network is the frozen teacher. Empty for random weights.
 
     Raises:
-        UserError: for a share that is none, or a step between two stages where there is only one.
+        UserError: for an unknown name, a share that is none, or a step between two stages where
+            there is only one.
     """
 
     budget_s: float | None = None
@@ -73,12 +81,18 @@ class TrainConfig:
     precision: str = "auto"
     checkpoint_s: float = 20.0
     start: str = ""
+    device: str = "auto"
+    compile: str = "auto"
 
     def __post_init__(self) -> None:
         from nas.arch_sampling import ARCH_SAMPLINGS
 
         if self.sampling not in ARCH_SAMPLINGS:
             raise unknown("train.sampling", self.sampling, ARCH_SAMPLINGS)
+        if self.device not in DEVICES:
+            raise unknown("train.device", self.device, DEVICES)
+        if self.compile not in COMPILE_MODES:
+            raise unknown("train.compile", self.compile, COMPILE_MODES)
         for name in ("distillation", "first_stage_share", "decay_share", "norm_anneal_share"):
             share = getattr(self, name)
             if not 0 <= share <= 1 or (name == "first_stage_share" and share == 1):

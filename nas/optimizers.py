@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from nas.grouped_muon import GroupedMuon
+
 
 class Trained(Protocol):
     """What is optimised: a supernet, or one network."""
@@ -19,7 +21,8 @@ class Trained(Protocol):
 class SupernetOptimizer:
     """Muon for the matrices of the layers' linear maps, AdamW for everything else.
 
-    Parameters whose gradient is None (no arch of the step used them) are left alone.
+    Parameters whose gradient is None (no arch of the step used them) are left alone. On a GPU,
+    AdamW is one launch for all parameters; Muon takes matrices of one shape together everywhere.
 
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks";
     Loshchilov and Hutter 2017 (AdamW).
@@ -34,13 +37,14 @@ class SupernetOptimizer:
         self._names = {param: name for name, param in supernet.named_parameters()}
         matrices = [p for p, name in self._names.items() if is_matrix(name, p)]
         others = [p for p, name in self._names.items() if not is_matrix(name, p)]
+        fused = True if others[0].is_cuda else None
         self._optimizers: dict[str, torch.optim.Optimizer] = {
-            "adamw": torch.optim.AdamW(others, lr=other_lr, betas=(0.9, 0.95), weight_decay=0.0),
+            "adamw": torch.optim.AdamW(
+                others, lr=other_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused
+            ),
         }
         if matrices:  # a space of convolutions or pooling without FFNs has none
-            self._optimizers["muon"] = torch.optim.Muon(
-                matrices, lr=matrix_lr, momentum=0.95, weight_decay=0.0
-            )
+            self._optimizers["muon"] = GroupedMuon(matrices, lr=matrix_lr, momentum=0.95)
         self._peaks = {"muon": matrix_lr, "adamw": other_lr}
 
     def step(self, scale: float) -> None:
@@ -60,11 +64,12 @@ class SupernetOptimizer:
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned, on whatever device."""
         params = {name: param for param, name in self._names.items()}
         for key, value in state.items():
             optimizer, param, quantity = key.split("/")
-            self._optimizers[optimizer].state[params[param]][quantity] = value.clone()
+            device = params[param].device
+            self._optimizers[optimizer].state[params[param]][quantity] = value.to(device, copy=True)
 
 
 def is_matrix(name: str, param: nn.Parameter) -> bool:

@@ -37,6 +37,7 @@ from nas.study import (
 from nas.tasks import prepare_task
 from nas.tasks.base import Task
 from nas.training import load_supernet, read_state, train_supernet
+from nas.training.device import training_device
 from searchspace.arch import Arch
 from searchspace.errors import UserError
 from searchspace.files import read_json, write_json
@@ -208,6 +209,7 @@ class Pipeline:
     def run(self) -> Run:
         """Run every stage."""
         self._require_this_device("run")
+        training_device(self.config.train.device)  # refused before anything is measured
         self._whole = True
         for stage in STAGES:
             getattr(self, stage)()

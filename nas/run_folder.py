@@ -12,12 +12,13 @@ from searchspace.files import read_json, remove_leftovers, write_json
 
 # What a folder's tables, weights and evaluations depend on. The other keys (budgets, the search's
 # length, sampler, objectives and constraints, what is exported) may change from one command to the
-# next.
+# next, and so may the device that training goes on on.
+FREE = ("budget_s", "checkpoint_s", "device", "compile")
 IDENTITY = (
     "preset",
     "seed",
     "task",
-    *(f"train.{f.name}" for f in fields(TrainConfig) if f.name not in ("budget_s", "checkpoint_s")),
+    *(f"train.{f.name}" for f in fields(TrainConfig) if f.name not in FREE),
     "profile.workloads",
     "profile.backend",
     "profile.num_threads",

@@ -30,6 +30,8 @@ from searchspace.sub_blocks import param_axes
 from searchspace.supernet import Supernet
 
 Axes = dict[str, tuple[str, ...]]
+Scores = dict[str, tuple[Tensor, ...]]
+"""By parameter, the importance of every place on each of its axes."""
 LossFn = Callable[[Tensor, Tensor], Tensor]
 Batches = Sequence[tuple[Tensor, Tensor]]
 MAX_CHANGE = 1e-3
@@ -90,16 +92,16 @@ class _Order:
         return _Order(self.prefix, {name: unit.argsort() for name, unit in self.units.items()})
 
 
-def _orders(supernet: Supernet, axes: Axes, scores: dict[str, Tensor]) -> Iterator[_Order]:
+def _orders(supernet: Supernet, axes: Axes, scores: Scores) -> Iterator[_Order]:
     """Yield the orders by importance, each for itself."""
     space, head_dim = supernet.space, _head_dim(supernet)
 
     def score(prefix: str, dimension: str, num_units: int) -> Tensor:
         parts = [
-            _unit_scores(value, axis, num_units, _unit_size(axis_name, head_dim))
-            for name, value in scores.items()
+            _unit_scores(per_place, num_units, _unit_size(axis_name, head_dim))
+            for name, values in scores.items()
             if name.startswith(prefix)
-            for axis, axis_name in enumerate(axes[name])
+            for per_place, axis_name in zip(values, axes[name], strict=True)
             if _dimension(axis_name) == dimension
         ]
         return sum(parts, torch.zeros(num_units))
@@ -118,9 +120,8 @@ def _orders(supernet: Supernet, axes: Axes, scores: dict[str, Tensor]) -> Iterat
         yield _Order("", {FEATURES: features.argsort(descending=True)})
 
 
-def _unit_scores(value: Tensor, axis: int, num_units: int, unit_size: int) -> Tensor:
-    """Return the sum over everything that belongs to a unit of an axis, for the leading units."""
-    per_place = value.movedim(axis, 0).reshape(value.shape[axis], -1).sum(dim=1)
+def _unit_scores(per_place: Tensor, num_units: int, unit_size: int) -> Tensor:
+    """Return the sum over all places that belong to a unit of an axis, for the leading units."""
     return per_place[: num_units * unit_size].unflatten(0, (num_units, unit_size)).sum(dim=1)
 
 
@@ -133,10 +134,10 @@ def _head_order(prefix: str, query_H: Tensor, group_G: Tensor) -> _Order:
     return _Order(prefix, {Q_HEADS: queries_GR.flatten(), KV_HEADS: groups_G})
 
 
-def _taylor_scores(supernet: Supernet, batches: Batches, loss_fn: LossFn) -> dict[str, Tensor]:
+def _taylor_scores(supernet: Supernet, batches: Batches, loss_fn: LossFn) -> Scores:
     """Return `|weight * gradient|` of the largest network's parameters, summed over batches."""
     buffers = {name: buffer.clone() for name, buffer in supernet.buffers.items()}
-    scores: dict[str, Tensor] = {}
+    scores: Scores = {}
     for inputs, targets in batches:
         supernet.start_step()
         view = supernet.view(supernet.space.largest(), train=True)
@@ -147,14 +148,22 @@ def _taylor_scores(supernet: Supernet, batches: Batches, loss_fn: LossFn) -> dic
         supernet.publish_gradients()
         for name, param in supernet.named_parameters():
             if param.grad is not None:
-                taylor = (param.detach() * param.grad).abs()
-                scores[name] = scores[name] + taylor if name in scores else taylor
+                found = _per_axis((param.detach() * param.grad).abs_())
+                old = scores.get(name)
+                scores[name] = found if old is None else tuple(map(torch.add, old, found))
     supernet.start_step()
     supernet.publish_gradients()
     for name, buffer in buffers.items():
         # Views that train update running statistics.
         supernet.buffers[name].copy_(buffer)
     return scores
+
+
+def _per_axis(value: Tensor) -> tuple[Tensor, ...]:
+    """Return the sums over everything but one axis, for each axis."""
+    axes = range(value.ndim)
+    return tuple(value.sum(dim=[a for a in axes if a != axis]) if value.ndim > 1 else value
+                 for axis in axes)  # fmt: skip
 
 
 def _named_axes(supernet: Supernet) -> Axes:

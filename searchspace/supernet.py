@@ -8,7 +8,7 @@ would) pads every gradient to full size and was measured to cost 18-29% more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,23 @@ class Supernet:
             have = self.buffers.get(prefix + name)
             self.buffers[prefix + name] = buffer if have is None else _grown(have, buffer)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the maximal tensors are."""
+        return next(iter(self.params.values())).device
+
+    def to(self, device: torch.device) -> Supernet:
+        """Bring all tensors to a device; returns itself.
+
+        On another one the parameters are new: views, gradients and optimizers made before are of
+        the old ones.
+        """
+        if device != self.device:
+            self.params = {n: nn.Parameter(p.detach().to(device)) for n, p in self.params.items()}
+            self.buffers = {name: buffer.to(device) for name, buffer in self.buffers.items()}
+            self._grads, self._touched = {}, set()
+        return self
+
     def view(self, arch: Arch, train: bool = False) -> Subnet:
         """Return the arch's network on the shared weights: no copy, changes show at once.
 
@@ -105,9 +122,17 @@ class Supernet:
 
     def start_step(self) -> None:
         """Forget all gradients; call before the first `view` of a step."""
-        for grad in self._grads.values():
-            grad.zero_()
+        if self._grads:
+            torch._foreach_zero_(list(self._grads.values()))
         self._touched.clear()
+
+    def mark_used(self, names: Iterable[str]) -> None:
+        """Say that parameters get gradients in this step from a view that was made before it."""
+        self._touched.update(names)
+
+    def trained_in_place(self) -> list[Tensor]:
+        """Return what forward and backward passes of views change: gradients and statistics."""
+        return [*self._grads.values(), *self.buffers.values()]
 
     def publish_gradients(self) -> None:
         """Set `.grad` of the maximal parameters; None where no arch of the step used them.

@@ -145,9 +145,14 @@ BENCHMARKS = {
                "2", "--pool", "4", "--tokens", "512", "--threads", "1"],
     "speculative": ["--texts", "1", "--rounds", "1", "--tokens", "12"],
     "kernels": ["--device", "cpu", "--quick"],
+    "gpu": ["--device", "cpu", "--quick", "--parts", "kernels", "profile"],
+    "training_throughput": ["--device", "cpu", "--preset", "decoder-tiny", "--modes", "off",
+                            "--precisions", "fp32", "--batch-size", "2", "--tokens", "16",
+                            "--vocab", "64", "--steps", "1", "--budget-s", "10"],
+    "artefacts": ["--archs", "1", "--presets", "decoder-tiny", "--formats", "hf", "onnx"],
 }  # fmt: skip
 IN_FOLDER = {"mixers": "--data", "matformer": "--data", "ranking": "--out", "joint_bits": "--out",
-             "kernels": "--out"}  # fmt: skip
+             "kernels": "--out", "gpu": "--out", "artefacts": "--into"}  # fmt: skip
 ON_A_RUN = ("deploy", "speculative")
 ON_PUBLIC_DATA = ("nas_bench_bert", "hat_latency", "hwgpt_quality")
 

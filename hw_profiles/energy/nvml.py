@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from hw_profiles.energy.nvml_library import NvmlLibrary
+
 
 @dataclass(frozen=True)
 class NvmlMeter:
@@ -40,9 +42,9 @@ def nvml_meters() -> tuple[list[NvmlMeter], list[str]]:
     Where PyTorch sees a CUDA device, only the current one; else every GPU the driver knows.
     """
     try:
-        nvml = importlib.import_module("pynvml")
-    except ImportError:
-        return [], ["energy of GPUs is read with the package nvidia-ml-py, which is not installed"]
+        nvml = _nvml()
+    except OSError:
+        return [], ["NVIDIA's driver, whose library tells the energy of GPUs, is not installed"]
     try:
         nvml.nvmlInit()
         handles = _handles(nvml)
@@ -64,11 +66,24 @@ def nvml_meters() -> tuple[list[NvmlMeter], list[str]]:
     return meters, reasons
 
 
+def _nvml() -> Any:
+    """Return the package that reads the counters, or what does the same without it.
+
+    Raises:
+        OSError: when there is no driver.
+    """
+    try:
+        return importlib.import_module("pynvml")
+    except ImportError:
+        return NvmlLibrary()
+
+
 def _handles(nvml: Any) -> list[Any]:
     if not torch.cuda.is_available():
         return [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
     # Environment variables renumber and hide GPUs for CUDA but not for NVML.
     uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    uuid = uuid.removeprefix("GPU-").removeprefix("MIG-")
     try:
         return [nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")]
     except nvml.NVMLError:

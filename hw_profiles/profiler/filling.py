@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hw_profiles.backends import Backend, Call
+from hw_profiles.backends import Backend, Call, cuda
 from hw_profiles.latency_table import MEASURED, Entry, LatencyTable
 from hw_profiles.samples import Timing
 from hw_profiles.targets import build_for_timing, sub_block_inputs
@@ -137,7 +137,7 @@ class Filling:
         """Make what is not kept from an earlier pass; where memory is short, nothing is kept."""
         missing = [spec for spec in dict.fromkeys(specs) if spec not in self._kept]
         total = sum(map(weight_bytes, {*self._kept, *missing}))
-        if total > KEPT_BYTES:
+        if total > KEPT_BYTES or (self.backend.accelerator() and cuda.short_of_memory()):
             self._kept.clear()
             missing = list(dict.fromkeys(specs))
         generator = torch.Generator().manual_seed(self.seed)

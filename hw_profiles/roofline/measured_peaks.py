@@ -12,7 +12,9 @@ from collections.abc import Mapping
 
 import torch
 
+from hw_profiles.backends import cuda
 from hw_profiles.backends.base import Backend, Call
+from hw_profiles.roofline.cuda_products import cuda_products
 from hw_profiles.roofline.operator_work import work
 from hw_profiles.roofline.peaks import FP32, Peaks
 from hw_profiles.targets import build_for_timing, sub_block_inputs
@@ -20,13 +22,17 @@ from hw_profiles.timing import Sentinel, measured_sentinel, time_interleaved
 from hw_profiles.workload import prefill
 from searchspace.specs import FFNSpec, MixerSpec, SubBlockSpec
 
-PRODUCT_SIZE = {"cpu": 512, "cuda": 4096}
+PRODUCT_SIZE = 512
 """Side of the square products: large enough for full speed, and no longer than the time that a
 busy machine leaves a thread alone."""
-COPY_BYTES = (1 << 19, 1 << 22, 1 << 28)
-"""Bytes read and written by the copies: near the core, in a shared cache, in memory."""
-MAX_COPY_BYTES = 1 << 22
+COPY_BYTES = {"cpu": (1 << 19, 1 << 22, 1 << 28), "cuda": (1 << 22, 1 << 25, 1 << 28)}
+"""Bytes read and written by the copies: near the core, in a shared cache, in memory; on a GPU, two
+sizes in its cache, and memory."""
+MAX_COPY_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Larger copies go through their memory in steps of this size, for the same reason."""
+LEAST_SHARE = 0.25
+"""Of the time of a copy, that moving its bytes takes at least; the rest is an operator's fixed
+time."""
 LOW_BIT_SIZE, LOW_BIT_ROWS, LOW_BIT_GROUP = 768, 8, 32
 """The low-bit kernels are made for few rows."""
 SMALL_BLOCKS = (
@@ -39,6 +45,8 @@ ONE_TOKEN = prefill(1, 1)
 ROUNDS = 12
 TIME_BUDGET_S = 4.0
 CALLS_OF_SMALL = 16
+VIEW_IN_GRAPH_US = 1e-3
+"""Stands for nothing: a captured graph has no views."""
 
 log = logging.getLogger(__name__)
 
@@ -63,15 +71,21 @@ def measure_peaks(
 
     Source: Williams et al. 2009, "Roofline: An Insightful Visual Performance Model", section 3.
     """
-    device = "cuda" if backend.accelerator() else "cpu"
+    kind = "cuda" if backend.accelerator() else "cpu"
+    device = cuda.current_device() if kind == "cuda" else torch.device("cpu")
     if reference_us is None:
         reference_us = measured_sentinel(backend, realtime).reference_us
     with torch.no_grad():
-        products = _products(device)
+        products = _products() if kind == "cpu" else cuda_products(device)
         blocks = {spec.key: _prepared(backend, spec) for spec in SMALL_BLOCKS}
-        copies = {str(size): _copy(size, device) for size in COPY_BYTES}
+        copies = {str(size): _copy(size, MAX_COPY_BYTES[kind], device) for size in COPY_BYTES[kind]}
+        small = _small(device)
+        if kind == "cuda":
+            # Launched one by one they would take as long as launching does.
+            copies = {name: cuda.graphed(call) for name, call in copies.items()}
+            small = {"op": cuda.graphed(small["op"])}
         targets = {name: call for name, (call, _) in products.items()}
-        targets |= copies | blocks | _small(device)
+        targets |= copies | blocks | small
         with backend.clock() as clock:
             timings = time_interleaved(
                 targets,
@@ -87,11 +101,15 @@ def measure_peaks(
     if disturbed:
         log.warning("the machine was busy while peak rates were measured: %s", ", ".join(disturbed))
     us = {name: timing.latency_us for name, timing in timings.items()}
-    op_us, view_us = us["op"] / CALLS_OF_SMALL, us["view"] / CALLS_OF_SMALL
+    op_us = us["op"] / CALLS_OF_SMALL
+    view_us = us["view"] / CALLS_OF_SMALL if "view" in us else VIEW_IN_GRAPH_US
     slower = _slower_in_modules(us, op_us, view_us)
     return Peaks(
         gflops={name: flops / us[name] / 1e3 for name, (_, flops) in products.items()},
-        copy_gb_s={size: _copied(size) / (us[size] - op_us) / 1e3 for size in copies},
+        copy_gb_s={
+            size: _copied(size, kind) / max(us[size] - op_us, LEAST_SHARE * us[size]) / 1e3
+            for size in copies
+        },
         op_us=slower * op_us,
         view_us=slower * view_us,
     )
@@ -114,10 +132,10 @@ def _slower_in_modules(us: Mapping[str, float], op_us: float, view_us: float) ->
     return sum(us[spec.key] for spec in SMALL_BLOCKS) / alone_us
 
 
-def _products(device: str) -> dict[str, tuple[Call, float]]:
-    """Return a product and its FLOPs for every precision the device multiplies."""
-    size = PRODUCT_SIZE[device]
-    ones = torch.ones(size, size, device=device)
+def _products() -> dict[str, tuple[Call, float]]:
+    """Return a product and its FLOPs for every precision that processors multiply."""
+    size = PRODUCT_SIZE
+    ones = torch.ones(size, size)
     calls: dict[str, tuple[Call, float]] = {}
     for name, dtype in ((FP32, torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
         left, right, out = (ones.to(dtype, copy=True) for _ in range(3))
@@ -125,7 +143,7 @@ def _products(device: str) -> dict[str, tuple[Call, float]]:
     values, weights = (ones.to(torch.int8) for _ in range(2))
     sums = ones.to(torch.int32)
     calls["int8"] = (lambda: torch._int_mm(values, weights.t(), out=sums), 2.0 * size**3)
-    return calls | (_low_bit() if device == "cpu" else {})
+    return calls | _low_bit()
 
 
 def _mm(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> Call:
@@ -148,9 +166,9 @@ def _low_bit() -> dict[str, tuple[Call, float]]:
     }
 
 
-def _copy(num_bytes: int, device: str) -> Call:
-    """Return a copy within `num_bytes`; each call takes the next `MAX_COPY_BYTES` of them."""
-    step = min(num_bytes, MAX_COPY_BYTES) // 8
+def _copy(num_bytes: int, most_bytes: int, device: torch.device) -> Call:
+    """Return a copy within `num_bytes`; each call takes the next `most_bytes` of them."""
+    step = min(num_bytes, most_bytes) // 8
     sources, targets = torch.ones(2, num_bytes // 8 // step, step, device=device)
     pairs = itertools.cycle(list(zip(sources, targets, strict=True)))
 
@@ -161,11 +179,11 @@ def _copy(num_bytes: int, device: str) -> Call:
     return copy
 
 
-def _copied(size: str) -> int:
-    return min(int(size), MAX_COPY_BYTES)
+def _copied(size: str, kind: str) -> int:
+    return min(int(size), MAX_COPY_BYTES[kind])
 
 
-def _small(device: str) -> dict[str, Call]:
+def _small(device: torch.device) -> dict[str, Call]:
     """Return `CALLS_OF_SMALL` calls of the smallest operator, and of a view."""
     left, right = torch.ones(2, 8, device=device)
 

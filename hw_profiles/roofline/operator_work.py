@@ -34,6 +34,8 @@ aten = torch.ops.aten
 
 PRECISION_OF_DTYPE = {torch.int8: "int8", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """Precision of a product by its factors' dtype; all others count as fp32."""
+FP8 = torch.float8_e4m3fn
+"""Processors multiply what they have converted from it; GPUs multiply it as it is."""
 PRECISION_OF_KERNEL = {
     aten._weight_int8pack_mm: "int8_weight",
     aten._weight_int4pack_mm_for_cpu: "int4",
@@ -136,6 +138,8 @@ class OperatorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call,unused
         super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
         self.operators: Counter[Operator] = Counter()
         self.num_views = 0
+        # By the address of their memory; held, so that no other tensor takes its place.
+        self._from_fp8: dict[int, Tensor] = {}
 
     def work(self) -> Work:
         """Return what has run."""
@@ -156,11 +160,18 @@ class OperatorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call,unused
             self.num_views += 1
             return result
         kernel = func.overloadpacket
+        if kernel is aten._to_copy and inputs[0].dtype == FP8:
+            self._from_fp8[outputs[0].untyped_storage()._cdata] = outputs[0]
         flops = _flops(kernel, args, kwargs, result)
-        precision = _precision(kernel, inputs) if flops else ""
+        precision = self._precision(kernel, inputs) if flops else ""
         moved = _bytes_moved(kernel, inputs, outputs)
         self.operators[Operator(precision, float(flops), float(moved))] += 1
         return result
+
+    def _precision(self, kernel: Any, inputs: list[Tensor]) -> str:
+        if all(tensor.untyped_storage()._cdata in self._from_fp8 for tensor in inputs):
+            return "fp8"
+        return PRECISION_OF_KERNEL.get(kernel) or PRECISION_OF_DTYPE.get(inputs[0].dtype, "fp32")
 
 
 def _is_view(func: Any, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> bool:
@@ -217,7 +228,3 @@ FLOPS: dict[Any, Callable[[tuple[Any, ...], Any], int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
 }
 """Operators that PyTorch's own FLOP counter does not know."""
-
-
-def _precision(kernel: Any, inputs: list[Tensor]) -> str:
-    return PRECISION_OF_KERNEL.get(kernel) or PRECISION_OF_DTYPE.get(inputs[0].dtype, "fp32")

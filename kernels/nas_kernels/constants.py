@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -12,6 +13,22 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_users: list[list[object]] = []
+
+
+@contextlib.contextmanager
+def constants_used() -> Iterator[list[object]]:
+    """Collect what cached functions return inside the block, for those who replay addresses.
+
+    A cache drops the oldest constants, and a captured graph goes on reading where they were.
+    """
+    found: list[object] = []
+    _users.append(found)
+    try:
+        yield found
+    finally:
+        _users[:] = [other for other in _users if other is not found]
 
 
 def cached_constant(make: Callable[P, R]) -> Callable[P, R]:
@@ -32,6 +49,9 @@ def cached_constant(make: Callable[P, R]) -> Callable[P, R]:
         if torch.compiler.is_compiling() or (is_in_torch_dispatch_mode() and detect_fake_mode()):
             # One kept would spoil later calls.
             return make(*args, **kwargs)
-        return cached(*args, **kwargs)  # type: ignore[arg-type]
+        value = cached(*args, **kwargs)  # type: ignore[arg-type]
+        for found in _users:
+            found.append(value)
+        return value
 
     return constant

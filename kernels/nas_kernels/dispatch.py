@@ -22,7 +22,10 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils._python_dispatch import (
+    _get_current_dispatch_mode_stack,
+    is_in_torch_dispatch_mode,
+)
 
 logger = logging.getLogger("nas_kernels")
 
@@ -177,7 +180,14 @@ def _watched(tensors: list[Tensor]) -> str | None:
     strange = next((type(tensor) for tensor in tensors if type(tensor) not in PLAIN), None)
     if strange is not None:
         return f"one of its tensors is a {strange.__name__}"
-    return "operations are being intercepted" if is_in_torch_dispatch_mode() else None
+    return "operations are being intercepted" if _intercepted() else None
+
+
+def _intercepted() -> bool:
+    """Whether a mode follows operations; one with a true `lets_kernels_run` need not see them."""
+    return is_in_torch_dispatch_mode() and not all(
+        getattr(mode, "lets_kernels_run", False) for mode in _get_current_dispatch_mode_stack()
+    )
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:

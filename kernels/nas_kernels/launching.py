@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+HALVES = (torch.bfloat16, torch.float16)
 MIN_TILE = 16
 """`tl.dot` takes no side below this one."""
+SHARED_BYTES = 227 * 1024
+"""Shared memory that a program may have on compute capability 9.0."""
 STEP_ELEMENTS = 4096
 """Numbers of a state that one program of a single-step kernel updates."""
+
+
+class Tiles(NamedTuple):
+    """The part of a matrix product that one program computes, and how.
+
+    Attributes:
+        block_m: rows of the part.
+        block_n: its columns.
+        block_k: numbers that are multiplied and added at a time.
+        warps: of a program.
+        stages: blocks of operands that are under way at a time.
+        waves: programs for each multiprocessor that a sum may be cut up for.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+    waves: int = 2
 
 
 def power_of_two(number: int) -> int:

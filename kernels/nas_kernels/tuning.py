@@ -2,7 +2,11 @@
 
 A launcher lists what it could run with, its default first, and how to run it::
 
-    tiles = choose("int4_linear", (tokens, rows, columns), CANDIDATES, launch)
+    tiles = candidates[0]
+    if wanted():
+        key = rounded(tokens, rows, columns, x.dtype)
+        tiles = choose("int4_linear", key, candidates, partial(launch, x, weight))
+    return launch(x, weight, tiles)
 
 Nothing is measured unless the environment variable `NAS_KERNELS_TUNING` names a file. Then what the
 file does not hold yet is measured once, when it is first asked for, and written to it; the file has
@@ -13,6 +17,7 @@ default.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -25,6 +30,7 @@ from typing import Any, Final, TypeVar
 import torch
 
 from nas_kernels.dispatch import interpreting, triton_available
+from nas_kernels.launching import power_of_two
 
 logger = logging.getLogger("nas_kernels")
 
@@ -33,16 +39,36 @@ VARIABLE: Final = "NAS_KERNELS_TUNING"
 SAMPLES = 7
 FLUSHED_BYTES = 1 << 28
 """Overwritten before every sample, so that no candidate finds its inputs in the cache."""
+FLUSHES = 4
+"""How often: an operation of several kernels takes as long to launch as the device is busy."""
 
 Config = TypeVar("Config")
+Key = tuple[int | str | bool, ...]
+"""What a choice depends on."""
 Table = dict[str, dict[str, Any]]
 _tables: dict[Path, dict[str, Table]] = {}
 _chosen: dict[tuple[Hashable, ...], int] = {}
 
 
+@functools.cache
+def wanted() -> bool:
+    """Whether to ask `choose` at all; the environment is read once, launches are many."""
+    return bool(os.environ.get(VARIABLE))
+
+
+def rounded(*values: int | str | bool | torch.dtype) -> Key:
+    """Return a key: numbers become powers of two, so that nearby sizes share a choice."""
+    return tuple(
+        str(x).removeprefix("torch.") if isinstance(x, torch.dtype)
+        else power_of_two(x) if isinstance(x, int) and not isinstance(x, bool)
+        else x
+        for x in values
+    )  # fmt: skip
+
+
 def choose(
     operation: str,
-    key: tuple[int | str | bool, ...],
+    key: Key,
     candidates: Sequence[Config],
     run: Callable[[Config], object],
 ) -> Config:
@@ -52,17 +78,17 @@ def choose(
         operation: its name.
         key: what the choice depends on: sizes, rounded where nearby ones may share a choice, and
             dtypes by name.
-        candidates: configurations that go to JSON (a NamedTuple of numbers, a dictionary); the
-            default first.
-        run: launches the kernel with a candidate; may be called many times, and may raise where
-            the device has too few registers or too little shared memory.
+        candidates: configurations, NamedTuples of numbers; the default first.
+        run: launches the kernel with a candidate; is called many times, so it may write only what
+            it does not read. It may raise where the device has too few registers or too little
+            shared memory.
 
     Raises:
         ValueError: when there are no candidates, or the file is no tuning file.
     """
     if not candidates:
         raise ValueError(f"{operation} has no configuration to choose from; give one at least")
-    path = os.environ.get(VARIABLE)
+    path, candidates = os.environ.get(VARIABLE), list(dict.fromkeys(candidates))
     if not path or len(candidates) == 1 or not torch.cuda.is_available() or interpreting():
         return candidates[0]
     device = torch.cuda.current_device()
@@ -84,7 +110,8 @@ def choose(
 
 
 def forget() -> None:
-    """Read files again, and measure again what they do not hold."""
+    """Read the environment and files again, and measure again what they do not hold."""
+    wanted.cache_clear()
     _tables.clear()
     _chosen.clear()
 
@@ -119,7 +146,8 @@ def _milliseconds(
     for _ in range(SAMPLES):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         # Long enough for the launches behind it to be queued before it ends.
-        flushed.zero_()
+        for _ in range(FLUSHES):
+            flushed.zero_()
         start.record()
         run(candidate)
         end.record()
@@ -129,8 +157,7 @@ def _milliseconds(
 
 
 def _as_json(candidate: Any) -> Any:
-    fields = candidate._asdict() if hasattr(candidate, "_asdict") else candidate
-    return json.loads(json.dumps(fields))
+    return json.loads(json.dumps(candidate._asdict()))
 
 
 def _index(candidates: Sequence[Any], stored: Any) -> int | None:

@@ -63,7 +63,7 @@ def train_on_workers(
             "checkpoint_s": workers.checkpoint_s,
             "num_threads": max(1, int(workers.cpus)),
         },
-        # The supernet trains on processors; gradients travel by gloo whatever else a node has.
+        # Works on every node; those on GPUs make another group (`nas.training.distributed`).
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=workers.number,

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from nas.tasks.input_forms import InputForm
 from nas.tasks.tokenizers import Tokenizer
 from searchspace.arch import Arch
 from searchspace.subnet import Subnet
@@ -27,14 +28,16 @@ class Handover:
     Args:
         subnet: packed, with the weights it is deployed with, on the CPU; not to be changed.
         task: JSON-ready facts: `unit`, `vocab_size`, `seq_len`; `classes` of a classifier.
-        tokenizer: of a text task.
+        tokenizer: of a decoder of text.
         rewrites: names of those that were applied; see `searchspace.rewrites`.
+        input_form: of a classifier: how a text or a picture becomes its input.
     """
 
     subnet: Subnet
     task: Mapping[str, Any]
     tokenizer: Tokenizer | None = None
     rewrites: tuple[str, ...] = ()
+    input_form: InputForm | None = None
 
     @property
     def arch(self) -> Arch:

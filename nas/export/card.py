@@ -10,6 +10,12 @@ from searchspace.arch import Arch
 from searchspace.files import write_text
 
 CARD = "README.md"
+USES = {
+    "decoder": ("text-generation", '"A beginning", max_new_tokens=50', "tokenizer.json"),
+    "encoder": ("text-classification", '"A text", truncation=True', "tokenizer.json"),
+    "vit": ("image-classification", '"picture.png"', "preprocessor_config.json"),
+}
+"""For every kind of family the pipeline of transformers, its arguments, and the file it needs."""
 
 
 def write_card(folder: Path, arch: Arch, content: Mapping[str, Any]) -> None:
@@ -38,8 +44,25 @@ def write_card(folder: Path, arch: Arch, content: Mapping[str, Any]) -> None:
         *_formats(content),
         *_recovered(content),
         "",
+        *_use(folder, arch.family.kind),
+        "",
     ]
     write_text(folder / CARD, "\n".join(lines))
+
+
+def _use(folder: Path, kind: str) -> list[str]:
+    """Return how the folder is used, where it holds what turns a text or a picture into inputs."""
+    task, argument, needed = USES[kind]
+    if not (folder / needed).exists():
+        return []
+    return [
+        "```python",
+        "from transformers import pipeline",
+        "",
+        f'run = pipeline("{task}", model="PATH OF THIS FOLDER", trust_remote_code=True)',
+        f"run({argument})",
+        "```",
+    ]
 
 
 def _layers(arch: Arch) -> list[str]:

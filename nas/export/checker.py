@@ -18,11 +18,15 @@ LAST_LINES = 4
 
 
 class Checker:
-    """A fresh process that loads artefacts, started at the first use; use it in a `with` block."""
+    """A fresh process that loads artefacts, started at the first use; use it in a `with` block.
+
+    Its temporary files lie in a folder that this side removes, as a process that is killed cannot.
+    """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed by `__exit__`
+        self._scratch = tempfile.TemporaryDirectory(prefix="hwnas-", ignore_cleanup_errors=True)
 
     def __enter__(self) -> Checker:
         return self
@@ -33,6 +37,7 @@ class Checker:
             self._process.stdin.close()
             self._process.wait()
         self._log.close()
+        self._scratch.cleanup()
 
     def check(self, exporter: Exporter, folder: Path, reference: Path) -> dict[str, Any]:
         """Return what the artefact in `folder` computes; see `nas.export.check.check`.
@@ -70,7 +75,7 @@ class Checker:
                 stdout=subprocess.PIPE,
                 stderr=self._log,
                 text=True,
-                env=child_environment(),
+                env={**child_environment(), "TMPDIR": self._scratch.name},
             )
         return self._process
 

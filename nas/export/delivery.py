@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -13,13 +12,14 @@ from typing import Any
 
 import torch
 
-from nas.calibration import calibrated_extract, calibrated_view, needs_calibration
+from nas.calibration import calibrated_extract, calibrated_view
 from nas.evaluation import held_out_loss
 from nas.export import EXPORTERS
 from nas.export.base import Exporter, ExportFailed, Handover
 from nas.export.card import write_card
 from nas.export.checker import Checker
 from nas.export.reference import Reference
+from nas.export.verified import REFERENCE_FILE, Expected, write_verified
 from nas.recovery import Recovery
 from nas.tasks.base import Task
 from nas.tasks.labelled import LabelledTask
@@ -31,11 +31,6 @@ from searchspace.rewrites import rewrite
 from searchspace.subnet import Subnet, state_bytes
 from searchspace.supernet import Supernet
 
-MAX_OTHER_ORDER_DIFFERENCE = 1e-4
-"""Allowed where sums are taken in another order: token by token, folded norms, rewrites."""
-MAX_ROUNDED_LOSS_SHARE = 0.01
-"""By which the loss may differ from the one that the supernet simulates, as a share of it."""
-REFERENCE_FILE = ".reference.safetensors"
 REPORT_FILE = "export.json"
 
 
@@ -142,7 +137,7 @@ def _write(source: ExportSource, arch: Arch, folder: Path, checker: Checker) -> 
     """Write and verify all formats; returns what `export.json` says of them."""
     shared = calibrated_view(source.supernet, arch, source.task).eval()
     reference = Reference.of(shared, source.task, source.amount)
-    _check_extraction(source, arch, reference)
+    check_extraction(source, arch, reference)
     simulated = held_out_loss(shared, reference.batches, source.task)
     about: dict[str, Any] = {"supernet_loss": simulated}
     recovered = None
@@ -153,24 +148,11 @@ def _write(source: ExportSource, arch: Arch, folder: Path, checker: Checker) -> 
         about["recovered"] = {**gained.to_dict(), "test_loss": simulated}
     handover, refused = handover_of(source, arch, recovered)
     reference.write(folder / REFERENCE_FILE)
-    formats: dict[str, Any] = {}
-    for exporter in source.exporters():
-        if reason := exporter.missing() or exporter.refusal(handover):
-            formats[exporter.name] = {"refused": reason}
-            continue
-        place = folder / exporter.folder
-        before = _files(place)
-        place.mkdir(exist_ok=True)
-        facts = exporter.write(handover, place)
-        found = checker.check(exporter, place, folder / REFERENCE_FILE)
-        found["file_bytes"] = sum(p.stat().st_size for p in _files(place) - before)
-        network = exporter.stands_for(handover)
-        expected = simulated
-        if network is not handover.subnet:
-            expected = held_out_loss(network, reference.batches, source.task)
-            found["simulated_loss"] = expected
-        _judge(exporter, arch, handover, found, expected)
-        formats[exporter.name] = {**facts, "verified": found}
+    expected = Expected(reference, source.task, simulated, folder / REFERENCE_FILE)
+    formats = {
+        exporter.name: write_verified(exporter, handover, expected, folder, checker)
+        for exporter in source.exporters()
+    }
     (folder / REFERENCE_FILE).unlink()
     about["weight_bytes"] = handover.subnet.weight_bytes()
     if arch.family.causal:
@@ -204,8 +186,10 @@ def handover_of(
         "vocab_size": task.vocab_size,
         "seq_len": task.seq_len,
     }
+    input_form = None
     if isinstance(task, LabelledTask):
         about["classes"] = list(task.labels)
+        input_form = task.input_form
     tokenizer = task.tokenizer if isinstance(task, LanguageModelTask) else None
     if recovered is None:
         subnet = calibrated_extract(source.supernet, arch, task)
@@ -219,44 +203,22 @@ def handover_of(
             refused[name] = str(error)
     applied = tuple(name for name in source.rewrites if name not in refused)
     packed = subnet.pack().eval().requires_grad_(False)
-    return Handover(packed, about, tokenizer, applied), refused
+    return Handover(packed, about, tokenizer, applied, input_form), refused
 
 
-def _check_extraction(source: ExportSource, arch: Arch, reference: Reference) -> None:
-    """Raise `ExportFailed` unless the network, taken out, computes what it does in the supernet."""
+def check_extraction(source: ExportSource, arch: Arch, reference: Reference) -> None:
+    """Refuse a network that, taken out, does not compute what it does in the supernet.
+
+    Args:
+        source: trained weights.
+        arch: which network.
+        reference: its logits in the supernet.
+
+    Raises:
+        ExportFailed: with the difference.
+    """
     own = calibrated_extract(source.supernet, arch, source.task).eval()
     with torch.inference_mode():
         worst = max(float((own(x) - expected).abs().max()) for x, expected in reference.logits)
     if worst != 0.0:
         raise ExportFailed(f"{arch.id}, taken out of the supernet, differs from it by {worst:.2g}")
-
-
-def _judge(
-    exporter: Exporter, arch: Arch, handover: Handover, found: dict[str, Any], expected: float
-) -> None:
-    """Raise `ExportFailed` unless an artefact computes what the supernet does."""
-    exact = is_fp32(arch) and math.isfinite(exporter.max_difference)
-    problems = []
-    if exact:
-        other_order = needs_calibration(arch) or bool(handover.rewrites)
-        allowed = max(exporter.max_difference, MAX_OTHER_ORDER_DIFFERENCE * other_order)
-        worst = max(found["differences"])
-        if not worst <= allowed:
-            problems.append(f"logits differ by {worst:.2g} of the largest, allowed is {allowed}")
-        step = found.get("step_difference", 0.0)
-        if not step <= max(exporter.max_difference, MAX_OTHER_ORDER_DIFFERENCE):
-            problems.append(f"token by token the logits differ by {step:.2g}")
-    if not abs(found["loss"] - expected) <= MAX_ROUNDED_LOSS_SHARE * abs(expected):
-        problems.append(f"the loss is {found['loss']:.4f}, in PyTorch {expected:.4f}")
-    if problems:
-        raise ExportFailed(f"{exporter.name} of {arch.id} differs: {'; '.join(problems)}")
-
-
-def is_fp32(arch: Arch) -> bool:
-    """Whether all weights of an arch are stored as they are."""
-    used = {p for layer in arch.layers for p in (layer.mixer_precision, layer.ffn_precision)}
-    return used <= {"fp32"}
-
-
-def _files(folder: Path) -> set[Path]:
-    return {path for path in folder.rglob("*") if path.is_file()}

@@ -77,7 +77,7 @@ def speculate_text(
 
 def _load(folder: Path) -> tuple[Subnet, Tokenizer]:
     subnet = Subnet.load(folder)
-    if not (folder / TOKENIZER_FILE).exists():
+    if not (subnet.arch.family.causal and (folder / TOKENIZER_FILE).exists()):
         raise UserError(_why_no_text(subnet, folder))
     return subnet, load_tokenizer(folder)
 

@@ -157,6 +157,7 @@ def table_section(data: RunData) -> Markup:
         if data.has_accuracy
         else _header("loss", f"bits/{data.unit}, measured"),
         *(_header(workload, "ms, measured") for workload in data.workloads),
+        *(_header(workload, "mJ, measured") for workload in data.energy_workloads),
         _header("weights", "MB, counted"),
         _header("parameters", "M, counted"),
         _header("peak memory", "MiB, measured"),
@@ -170,6 +171,7 @@ def table_section(data: RunData) -> Markup:
             fixed(network.loss),
             percent(network.accuracy) if data.has_accuracy else fixed(bits(network.loss)),
             *(number(network.latency_ms.get(workload)) for workload in data.workloads),
+            *(number(network.energy_mj.get(workload)) for workload in data.energy_workloads),
             megabytes(network.weight_bytes),
             millions(network.params),
             number(network.peak_mib),

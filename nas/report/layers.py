@@ -97,7 +97,7 @@ def legend(colours: Mapping[str, str]) -> Markup:
         tag("span", _heads(4, 2, FFN_COLOUR), "4 query heads on 2 key/value heads"),
         tag(
             "span",
-            tag("i", class_="swatch int8", style=f"background-color:{FFN_COLOUR}"),
+            tag("i", class_="swatch striped", style=f"background-color:{FFN_COLOUR}"),
             "striped: a precision below fp32",
         ),
         tag("span", tag("i", class_="swatch empty"), "dashed: sub-block or slot left out"),
@@ -209,7 +209,7 @@ def _badge(precision: str) -> Markup | None:
 
 
 def _striped(name: str, precision: str) -> str:
-    return name if precision == "fp32" else f"{name} int8"
+    return name if precision == "fp32" else f"{name} striped"
 
 
 def _count(value: Any) -> int:

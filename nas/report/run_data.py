@@ -35,6 +35,7 @@ class Network:
         latency_ms: measured, by workload.
         predicted_ms: predicted, by workload.
         peak_mib: measured peak memory.
+        energy_mj: measured in millijoule, by workload; empty where the machine has no meter.
     """
 
     arch_id: str
@@ -49,6 +50,7 @@ class Network:
     latency_ms: Mapping[str, float] = field(default_factory=dict)
     predicted_ms: Mapping[str, float] = field(default_factory=dict)
     peak_mib: float | None = None
+    energy_mj: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[Mapping[str, Any]]:
@@ -97,6 +99,11 @@ class RunData:
     def has_accuracy(self) -> bool:
         """Whether networks of this task are judged by their accuracy too."""
         return any(network.accuracy is not None for network in self.networks)
+
+    @property
+    def energy_workloads(self) -> list[str]:
+        """The workloads whose energy was measured."""
+        return [w for w in self.workloads if any(w in n.energy_mj for n in self.networks)]
 
     @property
     def target(self) -> str:
@@ -240,6 +247,7 @@ def _network(record: Mapping[str, Any], group: str) -> Network:
         latency_ms=numbers(measured.get("latency_ms")),
         predicted_ms=numbers(predicted.get("latency_ms")),
         peak_mib=finite(measured.get("peak_mib")),
+        energy_mj=numbers(measured.get("energy_mj")),
     )
 
 

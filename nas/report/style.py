@@ -73,7 +73,7 @@ summary{cursor:pointer;color:var(--accent)}
 .empty{border:1.5px dashed #aab3c0;background:#fff;color:var(--muted)}
 div.empty{display:flex;align-items:center;justify-content:center;min-height:34px}
 .both{grid-column:2/4}
-.int8{background-image:repeating-linear-gradient(135deg,transparent 0 7px,
+.striped{background-image:repeating-linear-gradient(135deg,transparent 0 7px,
  rgba(0,0,0,.17) 7px 12px)}
 .track{display:block;height:9px;background:#dde3eb;border-radius:3px;margin:4px 0;
  overflow:hidden}

@@ -47,6 +47,8 @@ class CheckpointTokenizer:
         backend.no_truncation()
         # Text that happens to spell a special token is text.
         backend.encode_special_tokens = True
+        # A token that some checkpoints have before each text is none of the text that is learnt.
+        backend.post_processor = None
         self._backend = backend
         self.vocab_size: int = backend.get_vocab_size()
         self.kind = _kind_of(facts)
@@ -95,6 +97,16 @@ class CheckpointTokenizer:
         """Return the id of a token; None where there is none of that name."""
         found: int | None = self._backend.token_to_id(name)
         return found
+
+    def with_end(self) -> hf.Tokenizer:
+        """Return a copy of the backend that puts `end_of_text` behind every text."""
+        copy = hf.Tokenizer.from_str(self._backend.to_str())
+        copy.post_processor = hf.processors.TemplateProcessing(
+            single=["$A", self.end_name],
+            pair=["$A", self.end_name, "$B", self.end_name],
+            special_tokens=[(self.end_name, self.end_of_text)],
+        )
+        return copy
 
     def save(self, path: Path) -> None:
         """See `Tokenizer.save`."""

@@ -12,11 +12,14 @@ import numpy as np
 
 from nas.tasks.base import Progress
 from nas.tasks.config import TaskConfig
+from nas.tasks.input_forms import Picture
 from nas.tasks.labelled import Examples, LabelledFacts, LabelledTask
 from nas.tasks.splits import SplitName
 
 NUM_HELD_OUT = 30
 """Images of each class in the validation split, and in the test split; the others are learnt."""
+WHITE = 16
+"""A pixel counts the dots of ink in a block of 4x4 dots of the scan."""
 
 
 def prepare(config: TaskConfig, folder: Path, progress: Progress) -> LabelledTask:
@@ -37,8 +40,9 @@ def prepare(config: TaskConfig, folder: Path, progress: Progress) -> LabelledTas
         rows["train"] += order[2 * NUM_HELD_OUT :]
     for part in rows.values():
         part.sort(key=lambda row: _digest(pixels[row]))  # mixes the classes
-    mean, deviation = pixels[rows["train"]].mean(), pixels[rows["train"]].std()
-    images = ((pixels - mean) / deviation).astype(np.float32).reshape(-1, 1, 8, 8)
+    learnt = pixels[rows["train"]]
+    form = Picture(8, 1, WHITE, float(learnt.mean()), float(learnt.std()))
+    images = form.scaled(pixels).reshape(-1, 1, 8, 8)
     facts = LabelledFacts(
         {"kind": "vit", "num_classes": 10, "image_size": 8, "channels": 1},
         vocab_size=0,
@@ -46,9 +50,8 @@ def prepare(config: TaskConfig, folder: Path, progress: Progress) -> LabelledTas
         labels=tuple("0123456789"),
     )
     classes = labels.astype(np.int64)
-    return LabelledTask(
-        facts, {split: Examples(images[part], classes[part]) for split, part in rows.items()}
-    )
+    examples = {split: Examples(images[part], classes[part]) for split, part in rows.items()}
+    return LabelledTask(facts, examples, form)
 
 
 def _digest(pixels: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> bytes:

@@ -23,6 +23,8 @@ TOKENS = (*"0123456789", "[MIN", "[MAX", "[MED", "[SM", "]")
 """Spelling of every token id; padding is the id behind them."""
 MIN, MAX, MED, SM, END = range(10, 15)
 PAD = len(TOKENS)
+PATTERN = r"\[MIN|\[MAX|\[MED|\[SM|\]|[0-9]"
+"""Matches every spelling."""
 OPERATOR_PROBABILITY = 0.25
 
 Ints = NDArray[np.int64]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nas.tasks.base import HeldOut
+from nas.tasks.input_forms import InputForm
 from nas.tasks.splits import SplitName
 
 Array = NDArray[Any]
@@ -61,13 +62,20 @@ class LabelledTask:
     Args:
         facts: what is known of the task.
         examples: of each split, perhaps memory-mapped.
+        input_form: how a text or a picture becomes such an input; None where that is not known.
     """
 
     unit: Literal["example"] = "example"
     metric_name: Literal["accuracy"] = "accuracy"
 
-    def __init__(self, facts: LabelledFacts, examples: Mapping[SplitName, Examples]) -> None:
+    def __init__(
+        self,
+        facts: LabelledFacts,
+        examples: Mapping[SplitName, Examples],
+        input_form: InputForm | None = None,
+    ) -> None:
         self.facts = facts
+        self.input_form = input_form
         self.family_facts = facts.family_facts
         self.vocab_size = facts.vocab_size
         self.seq_len = facts.seq_len

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from nas.tasks.config import TaskConfig
+from nas.tasks.input_forms import RowTokenizer
 from nas.tasks.labelled import Array, Examples, LabelledFacts, LabelledTask
 from nas.tasks.splits import SPLITS, SplitName
 from nas.tasks.storage import TASK_FILE
+from nas.tasks.tokenizers import TOKENIZER_FILE
 from searchspace.errors import UserError
 from searchspace.files import remove, write_file, write_text
 
@@ -33,8 +35,11 @@ def save_labelled(folder: Path, config: TaskConfig, task: LabelledTask) -> None:
         for split in SPLITS:
             _write(_path(folder, split, "inputs"), task.examples[split].inputs)
             _write(_path(folder, split, "labels"), task.examples[split].labels)
+        if isinstance(task.input_form, RowTokenizer):
+            task.input_form.save(folder / TOKENIZER_FILE)
         write_text(folder / TASK_FILE, json.dumps(content, indent=2) + "\n")
     except UserError:
+        remove(folder / TOKENIZER_FILE)
         for split in SPLITS:
             for part in _PARTS:
                 remove(_path(folder, split, part))
@@ -56,7 +61,9 @@ def open_labelled(folder: Path) -> LabelledTask | None:
         examples = {split: _open(folder, split, content["num_examples"][split]) for split in SPLITS}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return LabelledTask(facts, examples)
+    pad = facts.family_facts.get("pad_token")
+    form = None if pad is None else RowTokenizer.read(folder / TOKENIZER_FILE, pad)
+    return LabelledTask(facts, examples, form)
 
 
 def _open(folder: Path, split: SplitName, number: int) -> Examples:

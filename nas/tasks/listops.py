@@ -13,7 +13,8 @@ import numpy as np
 
 from nas.tasks.base import Progress
 from nas.tasks.config import TaskConfig
-from nas.tasks.expressions import PAD, Ints, Rules, grow
+from nas.tasks.expressions import PAD, PATTERN, TOKENS, Ints, Rules, grow
+from nas.tasks.input_forms import RowTokenizer, symbol_backend
 from nas.tasks.labelled import Examples, LabelledFacts, LabelledTask
 from nas.tasks.labelled_storage import open_labelled, save_labelled
 from nas.tasks.splits import SplitName
@@ -39,7 +40,8 @@ def prepare(config: TaskConfig, folder: Path, progress: Progress) -> LabelledTas
         seq_len=rules.max_length,
         labels=tuple("0123456789"),
     )
-    task = LabelledTask(facts, generate(rules, config.number("num_examples"), config.seed))
+    examples = generate(rules, config.number("num_examples"), config.seed)
+    task = LabelledTask(facts, examples, RowTokenizer(symbol_backend(TOKENS, PATTERN), PAD))
     save_labelled(folder, config, task)
     return task
 

@@ -62,7 +62,7 @@ def prepare(config: TaskConfig, folder: Path, progress: Progress) -> LabelledTas
         labels=tuple(files),
     )
     examples = {split: _examples(part, rows) for split, part in parts.items()}
-    task = LabelledTask(facts, examples)
+    task = LabelledTask(facts, examples, rows.tokenizer())
     save_labelled(folder, config, task)
     return task
 

@@ -18,6 +18,7 @@ from nas.tasks.checkpoint_tokenizer import (
     token_dtype,
 )
 from nas.tasks.config import TaskConfig
+from nas.tasks.input_forms import PAD_NAME, RowTokenizer, byte_backend
 from searchspace.errors import UserError
 
 PAD = 256
@@ -38,6 +39,9 @@ class TextRows(Protocol):
     def rows(self, texts: Sequence[bytes]) -> NDArray[Any]:
         """Return the token ids (N, T), padded at the end."""
 
+    def tokenizer(self) -> RowTokenizer:
+        """Return what gives the same ids without this package."""
+
 
 class ByteRows:
     """One token per byte.
@@ -57,6 +61,10 @@ class ByteRows:
         for row, text in zip(rows, texts, strict=True):
             row[: len(text)] = np.frombuffer(text, np.uint8)
         return rows
+
+    def tokenizer(self) -> RowTokenizer:
+        """See `TextRows.tokenizer`."""
+        return RowTokenizer(byte_backend(PAD_NAME), PAD)
 
 
 class TokenRows:
@@ -89,6 +97,10 @@ class TokenRows:
             ids = self._tokenizer.encode(text.decode("utf-8", "ignore"))[: self._seq_len - 1]
             row[: len(ids) + 1] = [*ids, self._tokenizer.end_of_text]
         return rows
+
+    def tokenizer(self) -> RowTokenizer:
+        """See `TextRows.tokenizer`."""
+        return RowTokenizer(self._tokenizer.with_end(), self.pad)
 
 
 def text_rows(config: TaskConfig) -> TextRows:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nas.config import TrainConfig
 from nas.progress import Reporter
+from nas.training.device import CPU
 from nas.training.precision import faster_precision
 from nas.training.state import TrainState, load_supernet, read_state
 from nas.training.task import TrainingTask
@@ -39,10 +40,11 @@ def train_supernet(
     team: Team | None = None,
     on_save: Callable[[TrainState], None] = lambda state: None,
 ) -> Supernet:
-    """Train until the budget is used up, or load what `folder` already holds.
+    """Train until the budget is used up, or load what `folder` already holds; return it on the CPU.
 
     A run that was interrupted goes on from its last checkpoint; with `config.num_steps` the result
-    is bit for bit the one of an uninterrupted run.
+    is bit for bit the one of an uninterrupted run. (On a GPU up to rounding: there sums may be
+    added up in another order each time.)
 
     Args:
         space: the search space.
@@ -59,10 +61,10 @@ def train_supernet(
     Raises:
         TrainingDiverged: when a loss becomes NaN or infinite.
         UserError: when the folder holds a supernet of another space, or the recipe does not fit
-            the space or the task.
+            the space, the task or the device.
     """
     trainer = Trainer(space, task, config, folder, seed, budget_s, team, on_save)
     trainer.restore()
     if not trainer.state.done:
         trainer.run(reporter)
-    return trainer.supernet
+    return trainer.supernet.to(CPU)

@@ -22,16 +22,41 @@ from searchspace.subnet import Subnet
 
 
 @dataclass(frozen=True)
+class Scored:
+    """Which positions of flattened targets are taken, and how much each counts.
+
+    Args:
+        rows: of those that are taken.
+        weight_N: their shares in mean losses; None where all count alike. Positions that are not
+            scored may be taken, with a share of 0, so that shapes are the same for every batch.
+    """
+
+    rows: Tensor | slice
+    weight_N: Tensor | None = None
+
+    @staticmethod
+    def of(targets: Tensor) -> Scored:
+        """Return the scored positions; on a GPU the host waits for it.
+
+        Raises:
+            UserError: when there is none.
+        """
+        return Scored(scored_rows(targets))
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a network says at the scored positions.
 
     Args:
         log_probs_NV: log-probabilities.
         hidden_ND: hidden states that the head reads; None unless asked for.
+        weight_N: see `Scored`.
     """
 
     log_probs_NV: Tensor
     hidden_ND: Tensor | None = None
+    weight_N: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +72,13 @@ class SoftTargets:
     hidden_ND: Tensor | None = None
 
 
-def predict(model: Subnet, inputs: Tensor, targets: Tensor, with_hidden: bool) -> Prediction:
+def predict(
+    model: Subnet,
+    inputs: Tensor,
+    targets: Tensor,
+    with_hidden: bool,
+    scored: Scored | None = None,
+) -> Prediction:
     """Run a network and keep what stands at scored positions.
 
     Args:
@@ -55,6 +86,7 @@ def predict(model: Subnet, inputs: Tensor, targets: Tensor, with_hidden: bool) -
         inputs: a batch.
         targets: its targets, (B, T) or (B,).
         with_hidden: keep the final hidden states too.
+        scored: which targets count; looked up where it is None.
 
     Raises:
         UserError: when nothing is scored, or logits and targets do not fit.
@@ -69,10 +101,10 @@ def predict(model: Subnet, inputs: Tensor, targets: Tensor, with_hidden: bool) -
         if hook is not None:
             hook.remove()
     check_fits(logits, targets)
-    rows = scored_rows(targets)
-    hidden = kept[0].float().flatten(0, -2)[rows] if with_hidden else None
-    log_probs_NV = F.log_softmax(logits.float().flatten(0, -2)[rows], dim=-1)
-    return Prediction(log_probs_NV, hidden)
+    scored = scored or Scored.of(targets)
+    hidden = kept[0].float().flatten(0, -2)[scored.rows] if with_hidden else None
+    log_probs_NV = F.log_softmax(logits.float().flatten(0, -2)[scored.rows], dim=-1)
+    return Prediction(log_probs_NV, hidden, scored.weight_N)
 
 
 def num_scored(targets: Tensor) -> int:
@@ -95,9 +127,10 @@ def scored_rows(targets: Tensor) -> Tensor | slice:
     return scored.nonzero().squeeze(1)
 
 
-def hard_loss(prediction: Prediction, targets: Tensor) -> Tensor:
-    """Return the mean cross entropy, in nats per scored target."""
-    return F.nll_loss(prediction.log_probs_NV, targets.flatten()[scored_rows(targets)])
+def hard_loss(prediction: Prediction, targets: Tensor, scored: Scored | None = None) -> Tensor:
+    """Return the mean cross entropy, in nats per scored target; `scored` as for `predict`."""
+    rows = (scored or Scored.of(targets)).rows
+    return F.nll_loss(prediction.log_probs_NV, targets.flatten()[rows], ignore_index=IGNORED)
 
 
 def data_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -105,7 +138,9 @@ def data_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
 
 
-def loss_in_chunks(model: Subnet, inputs: Tensor, targets: Tensor) -> Tensor | None:
+def loss_in_chunks(
+    model: Subnet, inputs: Tensor, targets: Tensor, scored: Scored | None = None
+) -> Tensor | None:
     """Return the mean cross entropy from a part of the logits at a time; None where all are few.
 
     From `CHUNK_BYTES` of logits on, some of them at a time take less memory than all. On one CPU
@@ -116,6 +151,7 @@ def loss_in_chunks(model: Subnet, inputs: Tensor, targets: Tensor) -> Tensor | N
         model: gives logits (..., V) for targets (...), by a map of its last hidden states.
         inputs: a batch.
         targets: its targets, (B, T) or (B,).
+        scored: which of them count; looked up where it is None.
 
     Raises:
         UserError: when nothing is scored, or hidden states and targets do not fit.
@@ -125,7 +161,7 @@ def loss_in_chunks(model: Subnet, inputs: Tensor, targets: Tensor) -> Tensor | N
         return None
     hidden = model.ends.hidden(model.features(inputs), inputs)
     check_fits(hidden, targets)
-    rows = scored_rows(targets)
+    rows = (scored or Scored.of(targets)).rows
     bias_V = head.bias if isinstance(head, Linear) else None
     return linear_cross_entropy(
         hidden.flatten(0, -2)[rows], head.weight, targets.flatten()[rows], bias_V
@@ -171,7 +207,8 @@ def soft_loss(student: Prediction, teacher: SoftTargets) -> Tensor:
     Source: Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network",
     section 2, at temperature 1.
     """
-    return -(teacher.probs_NV * student.log_probs_NV).sum(dim=-1).mean()
+    loss_N = -(teacher.probs_NV * student.log_probs_NV).sum(dim=-1)
+    return loss_N.mean() if student.weight_N is None else (loss_N * student.weight_N).sum()
 
 
 def hidden_loss(student: Prediction, teacher: SoftTargets) -> Tensor:
@@ -186,7 +223,10 @@ def hidden_loss(student: Prediction, teacher: SoftTargets) -> Tensor:
     assert student.hidden_ND is not None and teacher.hidden_ND is not None
     width = student.hidden_ND.shape[-1]
     target_ND = F.rms_norm(teacher.hidden_ND[:, :width], (width,))
-    return F.mse_loss(F.rms_norm(student.hidden_ND, (width,)), target_ND)
+    hidden_ND = F.rms_norm(student.hidden_ND, (width,))
+    if student.weight_N is None:
+        return F.mse_loss(hidden_ND, target_ND)
+    return ((hidden_ND - target_ND).square().mean(dim=-1) * student.weight_N).sum()
 
 
 @torch.no_grad()

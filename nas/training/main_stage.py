@@ -30,9 +30,13 @@ def begin_main_stage(trainer: Trainer, reporter: Reporter) -> None:
     start, supernet = trainer.state.step, trainer.supernet
     supernet.norm_blend = trainer.schedule.norm_blend(trainer.state)
     if trainer.config.importance_ordering:
-        steps = range(start, start + IMPORTANCE_BATCHES)
-        order_by_importance(supernet, [trainer.batch(step) for step in steps], data_loss)
+        drawn = [trainer.batch(step) for step in range(start, start + IMPORTANCE_BATCHES)]
+        batches = [(x.to(trainer.device), y.to(trainer.device)) for x, y in drawn]
+        # So that what it makes itself is made there too.
+        with trainer.device:
+            order_by_importance(supernet, batches, data_loss)
         trainer.team.take_weights(supernet)
+    trainer.passes.forget()
     trainer.teacher = trainer.new_teacher()
     if trainer.config.attention_transfer_steps:
         _transfer_attention(trainer, reporter)

@@ -35,6 +35,7 @@ class TrainState:
         file: name of the tensors' file.
         stage: `FIRST_STAGE` or `MAIN_STAGE`.
         stage_start: steps that were done when the stage began.
+        device: kind of device of the last steps, ``"cpu"`` or ``"cuda"``.
     """
 
     step: int = 0
@@ -45,6 +46,7 @@ class TrainState:
     file: str = ""
     stage: str = MAIN_STAGE
     stage_start: int = 0
+    device: str = "cpu"
 
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
@@ -60,10 +62,11 @@ def read_state(folder: Path) -> TrainState | None:
 def save_state(folder: Path, state: TrainState, parts: Tensors) -> TrainState:
     """Write the tensors, then the state that names them, then remove older tensors.
 
-    A kill at any point leaves a state whose tensors are there. Returns the state as written.
+    A kill at any point leaves a state whose tensors are there. Files do not depend on the device.
+    Returns the state as written.
     """
     file = "model.safetensors" if state.done else f"step-{state.step:07d}-{state.stage}.safetensors"
-    tensors = {f"{part}/{k}": v for part, named in parts.items() for k, v in named.items()}
+    tensors = {f"{part}/{k}": v.cpu() for part, named in parts.items() for k, v in named.items()}
     write_tensors(folder / file, tensors)
     state = replace(state, file=file)
     write_json(folder / STATE, asdict(state))

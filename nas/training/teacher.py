@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from nas.training.batch import Batch
 from nas.training.losses import SoftTargets, predict, soft_targets
 from searchspace.norms import PRepBN
 from searchspace.supernet import Supernet
@@ -34,9 +35,10 @@ class Teacher:
         self._blend = supernet.norm_blend
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor, targets: Tensor) -> SoftTargets:
+    def __call__(self, batch: Batch) -> SoftTargets:
         """Return what it says at the scored positions of a batch."""
-        return soft_targets(predict(self._model, inputs, targets, self._with_hidden))
+        given = self._model, batch.inputs, batch.targets
+        return soft_targets(predict(*given, self._with_hidden, batch.scored))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return its tensors by name, for a checkpoint."""

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -24,18 +23,13 @@ from nas.arch_sampling import LARGEST, ArchSampler, StepArch
 from nas.config import TrainConfig
 from nas.optimizers import SupernetOptimizer
 from nas.progress import Reporter
+from nas.training.batch import Batch
+from nas.training.device import training_device
 from nas.training.distributed import teach_from
-from nas.training.losses import (
-    Prediction,
-    SoftTargets,
-    hard_loss,
-    loss_in_chunks,
-    num_scored,
-    predict,
-    soft_targets,
-    training_loss,
-)
+from nas.training.losses import SoftTargets, num_scored
 from nas.training.main_stage import begin_main_stage
+from nas.training.modes import new_passes
+from nas.training.passes import Outcome
 from nas.training.precision import faster_precision
 from nas.training.schedule import Schedule
 from nas.training.state import (
@@ -81,9 +75,11 @@ class Trainer:
         self.team, self.on_save = team or Alone(), on_save
         self.space, self.task, self.config, self.folder = space, task, config, folder
         self.seed, self.budget_s = seed, budget_s
+        self.device = training_device(config.device)
         self.schedule = Schedule(config, budget_s)
         self.sampler = ArchSampler(config.sampling, space, config.num_random, seed)
-        self.supernet = Supernet(space, torch.Generator().manual_seed(seed))
+        self.supernet = Supernet(space, torch.Generator().manual_seed(seed)).to(self.device)
+        self.passes = new_passes(self.supernet, config, self.autocast)
         self.optimizer = self.new_optimizer()
         self.teacher: Teacher | None = None
         self.state = TrainState(stage=FIRST_STAGE if config.first_stage_share else MAIN_STAGE)
@@ -103,7 +99,7 @@ class Trainer:
         if state is None:
             precision = self.config.precision
             if precision == "auto":
-                precision = faster_precision()
+                precision = faster_precision(self.device)
             counted = self.config.num_steps is not None
             budget_s = None if counted else self.budget_s
             self.state = replace(self.state, precision=precision, budget_s=budget_s)
@@ -111,6 +107,7 @@ class Trainer:
                 self.start_from(Path(self.config.start))
         else:
             self.load(state)
+        self.state = replace(self.state, device=self.device.type)
         self.agree()
 
     def start_from(self, folder: Path) -> None:
@@ -135,7 +132,8 @@ class Trainer:
         """Start from rank 0's state.
 
         Raises:
-            UserError: when this process found another checkpoint than rank 0.
+            UserError: when this process found another checkpoint than rank 0, or has another
+                kind of device.
         """
         agreed = TrainState(**self.team.agree(asdict(self.state)))
         if agreed.file != self.state.file:
@@ -143,6 +141,11 @@ class Trainer:
                 f"{self.folder} holds {self.state.file or 'no checkpoint'} for process "
                 f"{self.team.rank} and {agreed.file or 'none'} for process 0; the folder must be "
                 "the same for all, on storage that they share"
+            )
+        if agreed.device != self.device.type:
+            raise UserError(
+                f"process {self.team.rank} would train on {self.device.type} and process 0 on "
+                f"{agreed.device}; give all of them the same, or choose train.device=cpu"
             )
         self.state = agreed
         self.team.take_weights(self.supernet)
@@ -215,31 +218,30 @@ class Trainer:
         part = num_scored(own) / max(1, num_scored(targets))
         if not share.archs or (not part and len(own) < len(targets)):
             return losses
-        inputs, targets = inputs[share.rows], own
-        teacher = self.soft_targets_of(archs[0], 0 in share.archs, inputs, targets)
+        batch = Batch.on(self.device, inputs[share.rows], own, self.passes.static)
+        teacher = self.soft_targets_of(archs[0], 0 in share.archs, batch)
+        found = []
         for place in share.archs:
             item = replace(archs[place], weight=archs[place].weight * part)
-            loss, prediction = self.backward(item, inputs, targets, teacher)
+            outcome = self.backward(item, batch, teacher)
+            found.append(outcome.hard)
+            teacher = outcome.word or teacher
+        # Only here the host waits for the device.
+        for place, loss in zip(share.archs, torch.stack(found).tolist(), strict=True):
             losses[place] = part * loss
-            if not math.isfinite(loss):
-                break
-            if item.role == LARGEST and teacher is None and prediction is not None:
-                teacher = soft_targets(prediction)
         return losses
 
-    def soft_targets_of(
-        self, first: StepArch, is_own: bool, inputs: Tensor, targets: Tensor
-    ) -> SoftTargets | None:
+    def soft_targets_of(self, first: StepArch, is_own: bool, batch: Batch) -> SoftTargets | None:
         """Return what teaches from the start: the frozen teacher, or what another trains."""
+        if self.teacher is not None:
+            return self.passes.teach(self.teacher, batch)
+        if is_own or first.role != LARGEST or not self.config.distillation:
+            return None
         with self.autocast():
-            if self.teacher is not None:
-                return self.teacher(inputs, targets)
-            if is_own or first.role != LARGEST or not self.config.distillation:
-                return None
-            return teach_from(self.supernet, first.arch, inputs, targets)
+            return teach_from(self.supernet, first.arch, batch)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the inputs and targets of a step."""
+        """Return the inputs and targets of a step, where the task makes them: on the host."""
         return self.task.train_batch(step, self.config.batch_size, self.seed)
 
     def step_archs(self) -> list[StepArch]:
@@ -248,33 +250,14 @@ class Trainer:
             return [StepArch(LARGEST, self.space.largest())]
         return self.sampler.archs(self.state.step)
 
-    def backward(
-        self, item: StepArch, inputs: Tensor, targets: Tensor, teacher: SoftTargets | None
-    ) -> tuple[float, Prediction | None]:
+    def backward(self, item: StepArch, batch: Batch, teacher: SoftTargets | None) -> Outcome:
         """Add an arch's gradient; return its loss on the data and, if it may teach, its word."""
-        model = self.supernet.view(item.arch, train=True)
-        loss, prediction = None, None
-        with self.autocast():
-            if teacher is None and not self.config.distillation:
-                loss = loss_in_chunks(model, inputs, targets)
-            if loss is None:
-                match_hidden = teacher is not None and teacher.hidden_ND is not None
-                prediction = predict(model, inputs, targets, match_hidden)
-        hard = loss
-        if prediction is not None:
-            hard = hard_loss(prediction, targets)
-            weights = self.config.distillation, self.config.hidden_distillation
-            loss = training_loss(hard, prediction, teacher, *weights)
-        assert hard is not None and loss is not None
-        with warnings.catch_warnings():
-            # The gradient slices are strided on purpose (see Supernet).
-            warnings.filterwarnings("ignore", message="grad and param do not obey")
-            (item.weight * loss).backward()
-        return hard.item(), prediction
+        return self.passes.backward(item, batch, teacher)
 
     def autocast(self) -> torch.autocast:
         """Return the context of forward passes."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.state.precision == "bf16")
+        enabled = self.state.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def describe(self, losses: dict[str, float]) -> str:
         """Return what the progress bar says."""

@@ -5,8 +5,9 @@ Shapes: B batch, T tokens.
 
 from __future__ import annotations
 
+import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from hw_profiles.backends import get_backend
 from hw_profiles.backends.base import Call
+from hw_profiles.timing import Sentinel, time_interleaved
 from hw_profiles.workload import Workload
 from nas.evaluation import held_out_loss
 from nas.export import Handover
@@ -88,6 +90,31 @@ def call_of(network: Network, runtime: str, prompt_BT: Tensor, workload: Workloa
     if workload.phase == "prefill":
         return lambda: loaded.logits(prompt_BT)
     return _decode_call(loaded, prompt_BT)
+
+
+def interleaved_ms(
+    calls: Mapping[str, Call], rounds: int, budget_s: float, sentinel_us: float
+) -> dict[str, float]:
+    """Return the milliseconds of calls that are timed in turns.
+
+    Args:
+        calls: by name.
+        rounds: how often each is timed at most.
+        budget_s: seconds for all of them.
+        sentinel_us: of the sentinel at the speed that latencies are given at.
+    """
+    eager = get_backend("eager")
+    with eager.clock() as clock:
+        timings = time_interleaved(
+            calls,
+            rounds=rounds,
+            rng=random.Random(0),
+            sentinel=Sentinel(eager.sentinel(), sentinel_us),
+            time_budget_s=budget_s,
+            min_sample_ms=2.5,
+            clock=clock,
+        )
+    return {key: timing.latency_us / 1e3 for key, timing in timings.items()}
 
 
 def _decode_call(loaded: Loaded, prompt_BT: Tensor) -> Call:

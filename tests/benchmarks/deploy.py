@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ import torch
 from hw_profiles.backends import get_backend
 from hw_profiles.backends.base import Call
 from hw_profiles.process import prepare_process
-from hw_profiles.timing import Sentinel, measured_sentinel, time_interleaved
+from hw_profiles.timing import measured_sentinel
 from hw_profiles.workload import Workload
 from nas.calibration import calibrated_extract
 from nas.config import load_config
@@ -44,14 +43,21 @@ from searchspace.cost import arch_cost, weight_bytes
 from searchspace.errors import UserError
 from searchspace.files import read_json
 from searchspace.subnet import Subnet
-from tests.benchmarks._deployed import Network, artefact_loss, call_of, deployed, size_of
+from tests.benchmarks._deployed import (
+    Network,
+    artefact_loss,
+    call_of,
+    deployed,
+    interleaved_ms,
+    size_of,
+)
+from tests.benchmarks._deployed_text import best_against, table_text
 from tests.benchmarks._int8_networks import int8_finalists
-from tests.benchmarks._sub_blocks import aligned
 
 GRAPHS = ("onnx", "onnx-int8", "onnx-int4")
 RUNTIMES = ("eager", "compiled", *GRAPHS)
 BASELINE, RECOVERED = "uniform", "uniform, recovered"
-FASTER, SMALLER = 2.0, 3.0
+FASTER = 2.0
 """What int8 networks are looked for by, against the largest uniform one in fp32."""
 
 
@@ -188,19 +194,10 @@ class Deployment:
         for key in keys:
             name, runtime = key.split("|")
             calls[key] = call_of(networks[name], runtime, inputs[:1], workload)
-        eager = get_backend("eager")
         print(f"time {len(calls)} calls, {workload.name}", file=sys.stderr, flush=True)
-        with eager.clock() as clock:
-            timings = time_interleaved(
-                calls,
-                rounds=self.arguments.rounds,
-                rng=random.Random(0),
-                sentinel=Sentinel(eager.sentinel(), self.sentinel_us),
-                time_budget_s=self.arguments.budget_s,
-                min_sample_ms=2.5,
-                clock=clock,
-            )
-        return {key: timing.latency_us / 1e3 for key, timing in timings.items()}
+        return interleaved_ms(
+            calls, self.arguments.rounds, self.arguments.budget_s, self.sentinel_us
+        )
 
     def claim(self, baseline: Network) -> dict[str, Any]:
         """Return the best int8 networks beside the baseline in fp32, all in ONNX Runtime."""
@@ -237,41 +234,9 @@ class Deployment:
         }  # fmt: skip
 
 
-def best_against(base: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return the fastest network with the baseline's loss at most and a third of its bytes."""
-    good = [row for row in rows if row["loss"] <= base["loss"] and row["smaller"] >= SMALLER]
-    best = max(good, key=lambda row: row["prefill_faster"], default=None)
-    return None if best is None else str(best["network"])
-
-
 def bytes_of(arch: Arch) -> float:
     """Return the bytes of an arch's weights as they are stored."""
     return arch_cost(arch, weight_bytes)
-
-
-def table_text(result: Mapping[str, Any]) -> str:
-    """Return the two tables."""
-    head = ["network", "runtime", f"nats/{result['unit']}", "MB", "prefill ms", "decode ms"]
-    lines = [head]
-    for row in result["rows"]:
-        lines.append(
-            [row["network"], row["runtime"], f"{row['loss']:.4f}", f"{row['bytes'] / 1e6:.2f}",
-             f"{row['prefill_ms']:.3f}", f"{row['decode_ms']:.3f}"]
-        )  # fmt: skip
-    claim = result["claim"]
-    lines_2 = [["int8 in ONNX Runtime", "nats", "MB", "smaller", "prefill", "decode"]]
-    for row in claim["rows"]:
-        lines_2.append(
-            [row["network"], f"{row['loss']:.4f}", f"{row['bytes'] / 1e6:.2f}",
-             f"{row['smaller']:.2f}x", f"{row['prefill_faster']:.2f}x",
-             f"{row['decode_faster']:.2f}x"]
-        )  # fmt: skip
-    best = "; ".join(f"against {name}: {found}" for name, found in claim["best"].items())
-    about = (
-        f"{result['threads']} threads, {result['tokens']} tokens, recovery of "
-        f"{result['recover_steps']} steps"
-    )
-    return f"{about}\n{aligned(lines)}\n\n{aligned(lines_2)}\nbest {best}"
 
 
 if __name__ == "__main__":

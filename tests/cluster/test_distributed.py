@@ -18,6 +18,7 @@ from nas.config import TrainConfig
 from nas.progress import Reporter
 from nas.training import load_supernet, read_state, train_supernet
 from nas.training.distributed import Ranks, buckets
+from nas.training.passes import Outcome
 from nas.training.team import Share, spread
 from nas.training.trainer import Trainer
 from searchspace.family import Family
@@ -196,7 +197,8 @@ def test_a_folder_that_is_not_shared_is_refused(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_ends_every_process(tmp_path: Path) -> None:
     def work() -> None:
         if dist.get_rank() == 1:
-            Trainer.backward = lambda self, *args: (float("nan"), None)  # type: ignore
+            nan = Outcome(torch.tensor(float("nan")))
+            Trainer.backward = lambda self, *args: nan  # type: ignore[method-assign]
         train(tmp_path / "run", CONFIG)
 
     errors = run_together(2, tmp_path / "run", work)

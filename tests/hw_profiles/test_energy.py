@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import sys
@@ -270,6 +271,63 @@ def test_only_the_gpu_in_use_is_read(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
     assert len(energy_meters(tmp_path)) == found
     assert len(missing_meters(tmp_path)) == 2 - found
+
+
+class FakeLibrary:
+    """NVML's C functions, for one GPU."""
+
+    def __init__(self) -> None:
+        self.energy_mj = 2**40
+        self.nvmlErrorString = lambda status: {6: b"Not Found", 3: b"Not Supported"}[status]
+
+    def nvmlInit_v2(self) -> int:
+        return 0
+
+    def nvmlDeviceGetCount_v2(self, count: Any) -> int:
+        count._obj.value = 1
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index: Any, handle: Any) -> int:
+        handle._obj.value = 4096 + index.value
+        return 0
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: Any, handle: Any) -> int:
+        handle._obj.value = 4096
+        return 0 if uuid.value == b"GPU-aaaa" else 6
+
+    def nvmlDeviceGetName(self, handle: Any, text: Any, size: Any) -> int:
+        text.value = b"NVIDIA H200"
+        return 0 if size.value == len(text) else 7
+
+    def nvmlDeviceGetUUID(self, handle: Any, text: Any, size: Any) -> int:
+        text.value = b"GPU-aaaa"
+        return 0
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, energy: Any) -> int:
+        assert handle.value == 4096
+        energy._obj.value = self.energy_mj
+        return 0 if self.energy_mj else 3
+
+
+@pytest.mark.parametrize(("uuid", "found"), [("aaaa", 1), ("GPU-aaaa", 1), ("cccc", 0)])
+def test_without_the_package_the_drivers_library_is_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uuid: str, found: int
+) -> None:
+    library = FakeLibrary()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (meter,) = energy_meters(tmp_path)
+    assert (meter.name, meter.read_mj()) == ("NVML NVIDIA H200 GPU-aaaa", 2.0**40)
+    library.energy_mj = 0
+    assert "NVIDIA H200 GPU-aaaa has no energy counter (Not Supported)" in missing_meters()[0]
+    library.energy_mj = 7
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    facts = SimpleNamespace(uuid=uuid)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
+    assert len(energy_meters(tmp_path)) == found
+    assert found or "Not Found" in missing_meters(tmp_path)[0]
 
 
 def test_a_machine_without_meters_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

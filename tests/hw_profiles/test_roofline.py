@@ -61,6 +61,7 @@ def causal_spec(name: str) -> MixerSpec:
     ("precision", "counted", "workload"),
     [
         ("fp32", "fp32", prefill(2, T)),
+        ("fp8", "fp8", prefill(2, T)),
         ("int8", "int8", prefill(2, T)),
         ("ternary", "int8", prefill(2, T)),
         ("int8_weight", "int8_weight", decode(1, T)),
@@ -206,8 +207,8 @@ def test_damaged_peaks_are_refused(damage: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("undisturbed", "one_thread")
 def test_peaks_of_this_machine_can_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured_peaks, "ROUNDS", 2)
-    monkeypatch.setattr(measured_peaks, "PRODUCT_SIZE", {"cpu": 128})
-    monkeypatch.setattr(measured_peaks, "COPY_BYTES", (1 << 16, 1 << 23))
+    monkeypatch.setattr(measured_peaks, "PRODUCT_SIZE", 128)
+    monkeypatch.setattr(measured_peaks, "COPY_BYTES", {"cpu": (1 << 16, 1 << 23)})
     peaks = measure_peaks(EagerBackend())
     assert {"fp32", "bf16", "int8", "int8_weight", "int4"} <= set(peaks.gflops)
     assert set(peaks.copy_gb_s) == {str(1 << 16), str(1 << 23)}
@@ -240,8 +241,8 @@ def test_a_busy_machine_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(measured_peaks, "ROUNDS", 2)
-    monkeypatch.setattr(measured_peaks, "PRODUCT_SIZE", {"cpu": 64})
-    monkeypatch.setattr(measured_peaks, "COPY_BYTES", (1 << 16,))
+    monkeypatch.setattr(measured_peaks, "PRODUCT_SIZE", 64)
+    monkeypatch.setattr(measured_peaks, "COPY_BYTES", {"cpu": (1 << 16,)})
 
     def busy(*args: Any, **options: Any) -> Any:
         timings = time_interleaved(*args, **options)

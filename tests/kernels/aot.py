@@ -19,7 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,8 @@ def compiled(families: str, capability: int, pace: str) -> list[Kernel]:
     Args:
         families: keys of `aot_cases.FAMILIES` with commas, or ``"all"``.
         capability: 90 for compute capability 9.0.
-        pace: of the cases, see there; or ``"all"``.
+        pace: of the cases, see there; or ``"all"``. ``"candidates"`` compiles whatever
+            launchers would choose from, else only what is the default.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("TRITON_", "NAS_"))}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -117,13 +118,16 @@ def _main(families: str, capability: int, pace: str) -> None:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    from nas_kernels import dispatch
+    from nas_kernels import dispatch, tuning
 
     driver.set_active(_Driver(GPUTarget("cuda", capability, 32)))
     # Before any operation is imported, as they take these by name.
     dispatch._INTERPRETABLE = True
     dispatch._obstacle = lambda tensors, asked: None  # type: ignore[assignment]
     dispatch.num_multiprocessors = lambda device: MULTIPROCESSORS  # type: ignore[assignment]
+    if pace == "candidates":
+        tuning.wanted = lambda: True  # type: ignore[assignment]
+        tuning.choose = _all_of_them
     from tests.kernels.aot_cases import FAMILIES
 
     names = FAMILIES if families == "all" else families.split(",")
@@ -145,6 +149,12 @@ def _main(families: str, capability: int, pace: str) -> None:
             tool = _tool(triton.__file__, "cuobjdump")
             print(json.dumps(asdict(_measured(tool, case.name, name, kernel))), flush=True)
         found.clear()
+
+
+def _all_of_them(operation: str, key: Any, candidates: Sequence[Any], run: Any) -> Any:
+    for candidate in candidates:
+        run(candidate)
+    return candidates[0]
 
 
 def _measured(tool: Path, case: str, name: str, kernel: Any) -> Kernel:

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from nas_kernels import fp8_linear
 from nas_kernels.block_attention import Pattern, block_attention
 from nas_kernels.causal_conv import causal_conv
 from nas_kernels.cross_entropy import linear_cross_entropy
@@ -48,7 +49,8 @@ class Case:
         name: to find it by.
         run: does it.
         paces: ``"fast"`` for those that take seconds to compile, all together; else ``"slow"``.
-            ``"older"`` for those that show what fits in the shared memory of older GPUs.
+            ``"older"`` for those that show what fits in the shared memory of older GPUs,
+            ``"candidates"`` for those of which every choice is compiled.
     """
 
     name: str
@@ -170,6 +172,10 @@ def _causal_conv(
     _back(causal_conv(x, weight, _leaf(2, taps - 1, channels), bias, silu))
 
 
+def _quantize_fp8(dtype: torch.dtype, columns: int) -> None:
+    fp8_linear.quantize_activations(_made(4, columns, dtype=dtype), "triton")
+
+
 def _quantize(dtype: torch.dtype, columns: int) -> None:
     quantize_activations(_made(4, columns, dtype=dtype))
 
@@ -226,7 +232,11 @@ def _fast(name: str, function: Callable[..., None], *args: object, **kwargs: obj
 
 
 def _both(name: str, function: Callable[..., None], *args: object, **kwargs: object) -> Case:
-    return Case(name, partial(function, *args, **kwargs), ("slow", "older"))
+    return Case(name, partial(function, *args, **kwargs), ("slow", "older", "candidates"))
+
+
+def _swept(name: str, function: Callable[..., None], *args: object, **kwargs: object) -> Case:
+    return Case(name, partial(function, *args, **kwargs), ("slow", "candidates"))
 
 
 WINDOW, LONGFORMER = Pattern(window=64), Pattern(False, 32, 2, 4)
@@ -234,7 +244,7 @@ SEGMENTS, FULL = Pattern(segment=48), Pattern(causal=False)
 FAMILIES: dict[str, list[Case]] = {
     "norms": [
         _fast("bf16", _norms, BF16, 1024),
-        _slow("bf16 4096", _norms, BF16, 4096),
+        _swept("bf16 4096", _norms, BF16, 4096),
         _slow("bf16 16384", _norms, BF16, 16384),
         _slow("fp16 odd", _norms, FP16, 100, aligned=False),
         _slow("fp32", _norms, FP32, 2048),
@@ -242,7 +252,7 @@ FAMILIES: dict[str, list[Case]] = {
     "cross_entropy": [
         _fast("bf16", _cross_entropy, BF16, 5000),
         _slow("fp32 odd", _cross_entropy, FP32, 77),
-        _slow("fp16", _cross_entropy, FP16, 5000),
+        _swept("fp16", _cross_entropy, FP16, 5000),
     ],
     "elastic_linear": [
         _fast("bf16 one token", _elastic, BF16, "relu2", rows=1, groups=False),
@@ -251,8 +261,8 @@ FAMILIES: dict[str, list[Case]] = {
         _both("bf16 64 rows", _elastic, BF16, "swiglu", rows=64, groups=False),
         _slow("bf16 odd", _elastic, BF16, "reglu", rows=333, width=767),
         _slow("fp16", _elastic, FP16, "gelu", groups=False),
-        _slow("fp32", _elastic, FP32, "swiglu", groups=False),
-        _slow("bf16 of fp32 weights", _elastic, BF16, "silu", weights=FP32, groups=False),
+        _swept("fp32", _elastic, FP32, "swiglu", groups=False),
+        _swept("bf16 of fp32 weights", _elastic, BF16, "silu", weights=FP32, groups=False),
     ],
     "linear_attention": [
         _fast("bf16 step, decay per head", _linear_step, BF16, 1),
@@ -262,13 +272,13 @@ FAMILIES: dict[str, list[Case]] = {
         _both("bf16, decay per head", _linear_attention, BF16, 1),
         _slow("bf16, decay per feature", _linear_attention, BF16, 2),
         _slow("fp32", _linear_attention, FP32, 0),
-        _slow("fp32, decay per feature", _linear_attention, FP32, 2),
+        _swept("fp32, decay per feature", _linear_attention, FP32, 2),
         _slow("fp16 odd", _linear_attention, FP16, 1, width=5, tokens=3),
     ],
     "delta_rule": [
         _fast("bf16 step", _delta_step, BF16),
         _slow("odd step", _delta_step, FP32, width=5),
-        _slow("bf16", _delta_rule, BF16),
+        _swept("bf16", _delta_rule, BF16),
         _slow("bf16 256", _delta_rule, BF16, width=256),
         _slow("fp32", _delta_rule, FP32, width=64),
         _both("fp16 odd", _delta_rule, FP16, width=5, tokens=3),
@@ -278,49 +288,50 @@ FAMILIES: dict[str, list[Case]] = {
         _slow("odd step", _selective_step, FP32, channels=3, states=2),
         _both("bf16 selective", _selective_scan, BF16),
         _slow("fp32 selective, odd", _selective_scan, FP32, channels=3, states=2, tokens=5),
-        _slow("bf16 linear", _linear_scan, BF16),
+        _swept("bf16 linear", _linear_scan, BF16),
         _slow("fp32 linear, odd", _linear_scan, FP32, channels=3, tokens=5),
     ],
     "causal_conv": [
         _fast("bf16 plain", _causal_conv, BF16, silu=False),
-        _slow("bf16", _causal_conv, BF16),
+        _swept("bf16", _causal_conv, BF16),
         _slow("fp32 eight taps", _causal_conv, FP32, taps=8),
         _slow("fp16 odd", _causal_conv, FP16, taps=3, channels=5, tokens=3),
         _slow("one tap", _causal_conv, FP32, taps=1, tokens=1),
     ],
     "low_bit": [
         _fast("rounding bf16", _quantize, BF16, 4096),
+        _fast("rounding to fp8", _quantize_fp8, BF16, 4096),
         _fast("int4 one token", _int4, 1),
         _fast("int8 one token", _int8, 1),
-        _slow("rounding long rows", _quantize, FP32, 20000),
-        _slow("int8 16 tokens", _int8, 16),
+        _swept("rounding long rows", _quantize, FP32, 20000),
+        _swept("int8 16 tokens", _int8, 16),
         _both("int8 512 tokens", _int8, 512),
         _slow("int8 odd", _int8, 33, columns=77, rows=51, dtype=FP32),
-        _slow("ternary one token", _ternary, 1),
+        _swept("ternary one token", _ternary, 1),
         _slow("ternary 512 tokens", _ternary, 512),
         _slow("ternary odd", _ternary, 5, columns=77, dtype=FP16),
         _slow("int8 weights one token", _int8_weight, 1),
         _both("int8 weights 16 tokens", _int8_weight, 16),
-        _slow("int8 weights 512 tokens", _int8_weight, 512),
-        _slow("int8 weights fp32 odd", _int8_weight, 70, dtype=FP32, columns=77),
-        _slow("int8 weights fp16", _int8_weight, 64, dtype=FP16),
-        _slow("int4 16 tokens", _int4, 16),
+        _swept("int8 weights 512 tokens", _int8_weight, 512),
+        _swept("int8 weights fp32 odd", _int8_weight, 70, dtype=FP32, columns=77),
+        _swept("int8 weights fp16", _int8_weight, 64, dtype=FP16),
+        _swept("int4 16 tokens", _int4, 16),
         _both("int4 512 tokens", _int4, 512),
-        _slow("int4 fp32 odd", _int4, 70, dtype=FP32, columns=77),
+        _swept("int4 fp32 odd", _int4, 70, dtype=FP32, columns=77),
         _slow("int4 fp16", _int4, 64, dtype=FP16),
     ],
     "attention": [
         _fast("decode bf16", _decode, BF16),
-        _slow("decode fp32", _decode, FP32),
-        _slow("decode 256 wide", _decode, BF16, width=256),
+        _swept("decode fp32", _decode, FP32),
+        _swept("decode 256 wide", _decode, BF16, width=256),
         _both("decode fp32 256 wide", _decode, FP32, width=256, heads=1),
         _slow("decode windowed", _decode, FP16, width=64, window=512, slots=100),
         _slow("decode odd", _decode, BF16, heads=3, width=33, tokens=3),
         _slow("window bf16", _block, BF16, 64, WINDOW),
         _both("window bf16 128", _block, BF16, 128, WINDOW),
-        _slow("window bf16 256", _block, BF16, 256, WINDOW),
+        _swept("window bf16 256", _block, BF16, 256, WINDOW),
         _slow("longformer fp16", _block, FP16, 64, LONGFORMER),
-        _slow("segments fp32", _block, FP32, 64, SEGMENTS),
+        _swept("segments fp32", _block, FP32, 64, SEGMENTS),
         _slow("bidirectional fp32 odd", _block, FP32, 100, FULL, tokens=33),
     ],
 }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
+import mmap
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -36,10 +39,55 @@ def assert_close(actual: Tensor, expected: Tensor, bound: float | None = None) -
     assert ratio <= bound, f"RMS ratio {ratio:.2e} is above {bound:.0e}"
 
 
+def wide(inputs: Sequence[Any]) -> list[Any]:
+    """Return the same values in float64, without a history; what is no tensor stays as it is."""
+    return [x.detach().double() if _floating(x) else x for x in inputs]
+
+
+def gradients(results: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the gradients of a random sum of all results; zeros where there is none."""
+    pairs = enumerate(results)
+    loss = sum((x * draw(*x.shape, seed=100 + i).to(x)).sum() for i, x in pairs if x.requires_grad)
+    return torch.autograd.grad(loss, inputs, materialize_grads=True)
+
+
+def compare_with_float64(
+    run: Callable[..., Any], exact: Callable[..., Any], inputs: Sequence[Any], bound: float | None
+) -> None:
+    """Compare results and the gradients of all floating inputs with those of `exact` in float64.
+
+    Args:
+        run: returns a tensor or several.
+        exact: the same from wider inputs.
+        inputs: those that are no floating tensors are handed on as they are.
+        bound: RMS ratio; twice as much for gradients. That of the dtype where it is None.
+    """
+    leaves = [x.detach().requires_grad_() if _floating(x) else x for x in inputs]
+    twins = [x.requires_grad_() if _floating(x) else x for x in wide(inputs)]
+    results, right = (
+        (found,) if isinstance(found, Tensor) else tuple(found)
+        for found in (run(*leaves), exact(*twins))
+    )  # fmt: skip
+    for result, expected in zip(results, right, strict=True):
+        assert_close(result, expected, bound)
+    if not any(result.requires_grad for result in results):
+        return
+    tensors, exact_ones = ([x for x in found if _floating(x)] for found in (leaves, twins))
+    for x, grad, expected in zip(
+        tensors, gradients(results, tensors), gradients(right, exact_ones), strict=True
+    ):
+        assert grad.dtype == x.dtype
+        assert_close(grad, expected, 2 * (TOLERANCE[x.dtype] if bound is None else bound))
+
+
+def _floating(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return normal numbers, on `DEVICE`."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
 
 
 def misaligned(tensor: Tensor) -> Tensor:
@@ -57,14 +105,26 @@ def in_wider_rows(tensor: Tensor, extra: int = 3) -> Tensor:
     return wide[..., : tensor.shape[-1]]
 
 
-def far_apart(rows_RD: Tensor) -> Tensor:
-    """Return the same values in fp16, in rows further apart than 32 bits count elements."""
-    num_rows, width = rows_RD.shape
-    stride = 2**31 + 5
-    size = (num_rows - 1) * stride + width
+def far_apart(
+    x: Tensor, axis: int = -2, apart: int = 2**31 + 5, dtype: torch.dtype = torch.float16
+) -> Tensor:
+    """Return the same values, those along an axis further apart than 32 bits count bytes.
+
+    Args:
+        x: one that is small.
+        axis: of those that are moved apart.
+        apart: elements.
+        dtype: of the result.
+    """
+    near = x.select(axis, 0)
+    strides = list(torch.zeros(near.shape).stride())
+    strides.insert(axis % x.ndim, apart)
+    size = (x.shape[axis] - 1) * apart + near.numel()
     if DEVICE.type == "cuda":
-        memory = torch.zeros(size, dtype=torch.float16, device=DEVICE)
+        memory = torch.zeros(size, dtype=dtype, device=DEVICE)
     else:
         # Pages that nothing touches take no memory.
-        memory = torch.from_numpy(np.zeros(size, dtype=np.float16))
-    return memory.as_strided((num_rows, width), (stride, 1)).copy_(rows_RD)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        untouched = mmap.mmap(-1, size * dtype.itemsize, flags=flags)
+        memory = torch.frombuffer(untouched, dtype=dtype)
+    return memory.as_strided(x.shape, strides).copy_(x)

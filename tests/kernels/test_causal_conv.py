@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import mmap
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +8,15 @@ from torch import Tensor
 
 from nas_kernels.causal_conv import causal_conv, causal_conv_reference
 from nas_kernels.dispatch import triton_available
-from tests.kernels.comparison import assert_close, draw, in_wider_rows, misaligned
+from tests.kernels.comparison import (
+    DEVICE,
+    assert_close,
+    compare_with_float64,
+    draw,
+    far_apart,
+    in_wider_rows,
+    misaligned,
+)
 
 IMPLEMENTATIONS = [
     "reference",
@@ -17,7 +25,6 @@ IMPLEMENTATIONS = [
         marks=pytest.mark.skipif(not triton_available(), reason="triton is not installed"),
     ),
 ]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 each_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
@@ -54,24 +61,8 @@ def compare(
     inputs: list[Tensor | None], silu: bool, implementation: str, bound: float = 2e-6
 ) -> None:
     """Compare the result, the state and every gradient."""
-    tensors = [x.detach().requires_grad_() for x in inputs if x is not None]
-    left = iter(tensors)
-    given = [None if x is None else next(left) for x in inputs]
-    exact = [None if x is None else x.detach().double().requires_grad_() for x in given]
-    actual = causal_conv(*given, silu, implementation=implementation)
-    expected = definition(*exact, silu)
-    losses = []
-    for out, after in (actual, expected):
-        weights = draw(*out.shape, seed=8).to(out), draw(*after.shape, seed=9).to(after)
-        losses.append((out * weights[0]).sum() + (after * weights[1]).sum())
-    for result, right in zip(actual, expected, strict=True):
-        assert_close(result, right, bound)
-    right = torch.autograd.grad(losses[1], [x for x in exact if x is not None])
-    for x, grad, grad_right in zip(
-        tensors, torch.autograd.grad(losses[0], tensors), right, strict=True
-    ):
-        assert grad.dtype == x.dtype
-        assert_close(grad, grad_right, bound)
+    run = partial(causal_conv, silu=silu, implementation=implementation)
+    compare_with_float64(run, partial(definition, silu=silu), inputs, bound)
 
 
 @each_implementation
@@ -133,14 +124,10 @@ def test_the_state_alone_has_a_gradient(implementation: str) -> None:
 
 
 @pytest.mark.skipif(not triton_available(), reason="triton is not installed")
-@pytest.mark.skipif(DEVICE == "cuda", reason="needs memory that is never touched")
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="needs memory that is never touched")
 def test_addresses_are_64_bit() -> None:
     x, weight, state, bias = make_inputs(3, 4)
-    stride = 2**30 + 8
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    untouched = mmap.mmap(-1, 2 * (2 * stride + 5), flags=flags)
-    far = torch.frombuffer(untouched, dtype=torch.bfloat16).as_strided((1, 3, 5), (0, stride, 1))
-    far.copy_(x[:1])
+    far = far_apart(x[:1], apart=2**30 + 8, dtype=torch.bfloat16)
     actual = causal_conv(far, weight, state[:1], bias, implementation="triton")
     for result, right in zip(actual, definition(far, weight, state[:1], bias, False), strict=True):
         assert_close(result, right)

@@ -9,7 +9,14 @@ from torch.nn import functional as F
 
 from nas_kernels.decode_attention import decode_attention, decode_attention_ref
 from nas_kernels.dispatch import REFERENCE, TRITON, triton_available
-from tests.kernels.comparison import DEVICE, assert_close, draw, in_wider_rows, misaligned
+from tests.kernels.comparison import (
+    DEVICE,
+    assert_close,
+    draw,
+    far_apart,
+    in_wider_rows,
+    misaligned,
+)
 
 FLOATS = 2e-5 if DEVICE.type == "cuda" else 3e-6
 """What fp32 may differ by: its products are three of TF32 on a GPU."""
@@ -128,12 +135,8 @@ def test_strides() -> None:
 @triton_only
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="needs memory that is never touched")
 def test_heads_far_apart() -> None:
-    # Memory that is never touched is never there: offsets pass 2^31 bytes all the same.
     q, k, v = inputs((1, 3, 3, 1, 5, 8, 8))
-    apart = 2**30 + 3
-    memory = torch.empty(2 * apart + 40, dtype=torch.int16).view(torch.float16)
-    far = memory.as_strided((1, 3, 5, 8), (0, apart, 8, 1))
-    far.copy_(k)
+    far = far_apart(k, axis=1)
     out = decode_attention(q, far, v, implementation=TRITON)
     assert_close(out, decode_attention(q.double(), far.double(), v.double()))
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import mmap
+from functools import partial
 
 import pytest
 import torch
@@ -8,51 +8,40 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nas_kernels.delta_rule import delta_rule, recurrent_delta_rule, step
-from tests.kernels.comparison import assert_close, draw, in_wider_rows, misaligned
+from tests.kernels.comparison import (
+    DEVICE,
+    assert_close,
+    compare_with_float64,
+    draw,
+    far_apart,
+    in_wider_rows,
+    misaligned,
+    wide,
+)
 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from nas_kernels.delta_rule.launch import delta_rule_kernels
 
 KEY, VALUE = 17, 24
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def make_inputs(
     tokens: int, *, heads: int = 2, groups: int = 1, key_dim: int = KEY
 ) -> list[Tensor]:
-    drawn = (
+    return [
         draw(1, heads, tokens, key_dim, seed=0),
         F.normalize(draw(1, groups, tokens, key_dim, seed=1), dim=-1),
         draw(1, groups, tokens, VALUE, seed=2),
         draw(1, groups, tokens, seed=3).sigmoid(),
         draw(1, groups, key_dim, VALUE, seed=4),
-    )
-    return [x.to(DEVICE) for x in drawn]
-
-
-def wide(inputs: list[Tensor]) -> list[Tensor]:
-    return [x.detach().double() for x in inputs]
-
-
-def gradients(results: tuple[Tensor, Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
-    weights = [draw(*x.shape, seed=7 + i).to(x) for i, x in enumerate(results)]
-    loss = sum((x * weight).sum() for x, weight in zip(results, weights, strict=True))
-    return torch.autograd.grad(loss, inputs)
+    ]
 
 
 def compare(inputs: list[Tensor], chunk: int | None, bound: float = 2e-6) -> None:
     """Compare outputs, states and every gradient with those of the float64 recurrence."""
-    exact = [x.requires_grad_() for x in wide(inputs)]
-    inputs = [x.requires_grad_() for x in inputs]
-    expected, actual = recurrent_delta_rule(*exact), delta_rule_kernels(*inputs, chunk)
-    for result, right in zip(actual, expected, strict=True):
-        assert result.dtype == torch.float32
-        assert_close(result, right, bound)
-    right = gradients(expected, exact)
-    for x, grad, grad_right in zip(inputs, gradients(actual, inputs), right, strict=True):
-        assert grad.dtype == x.dtype
-        assert_close(grad, grad_right, 2 * bound)
+    run = partial(delta_rule_kernels, chunk=chunk)
+    compare_with_float64(run, recurrent_delta_rule, inputs, bound)
 
 
 def test_outputs_and_gradients() -> None:
@@ -81,6 +70,7 @@ def test_mixed_types_are_computed_in_fp32() -> None:
     for result, right in zip(
         delta_rule_kernels(*inputs), recurrent_delta_rule(*wide(inputs)), strict=True
     ):
+        assert result.dtype == torch.float32
         assert_close(result, right)
 
 
@@ -140,25 +130,15 @@ def test_step_updates_in_place(dtype: torch.dtype, implementation: str) -> None:
     assert_close(state, after)
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="needs memory that is never touched")
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="needs memory that is never touched")
 def test_addresses_are_64_bit() -> None:
     q, k, v, beta, state = make_inputs(3)
-    inputs = [q, far_apart(k), far_apart(v), far_apart(beta[..., None])[..., 0], state]
+    far = partial(far_apart, apart=2**30 + 8, dtype=torch.bfloat16)
+    inputs = [q, far(k), far(v), far(beta, axis=-1), state]
     for result, right in zip(
         delta_rule_kernels(*inputs), recurrent_delta_rule(*wide(inputs)), strict=True
     ):
         assert_close(result, right)
-
-
-def far_apart(x_11TK: Tensor) -> Tensor:
-    """Return the values in bf16 with 2^30 elements from token to token, most never touched."""
-    stride, width = 2**30 + 8, x_11TK.shape[-1]
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    untouched = mmap.mmap(-1, 2 * (2 * stride + width), flags=flags)
-    memory = torch.frombuffer(untouched, dtype=torch.bfloat16)
-    far = memory.as_strided(x_11TK.shape, (0, 0, stride, 1))
-    far.copy_(x_11TK)
-    return far
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,24 +23,14 @@ from nas_kernels.linear_attention import linear_attention
 from nas_kernels.linear_attention import step as linear_step
 from nas_kernels.norms import layer_norm, rms_norm
 from nas_kernels.selective_scan import step as selective_step
-from tests.kernels.comparison import DEVICE, assert_close, draw
+from tests.kernels.comparison import DEVICE, assert_close, draw, far_apart
 
 triton_only = pytest.mark.skipif(not triton_available(), reason="triton is not installed")
 IMPLEMENTATIONS = ["reference", pytest.param("triton", marks=triton_only)]
 both = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
 
-def far_apart(x: Tensor) -> Tensor:
-    """Return the same values in bf16, those along the last axis 2^28 elements apart."""
-    stride, width = 2**28, x.shape[-1]
-    if x.is_cuda:
-        memory = torch.zeros((width - 1) * stride + x[..., 0].numel(), dtype=torch.bfloat16).to(x)
-    else:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-        untouched = mmap.mmap(-1, 2 * width * stride, flags=flags)
-        memory = torch.frombuffer(untouched, dtype=torch.bfloat16)
-    strides = (*torch.empty(x.shape[:-1]).stride(), stride)
-    return memory.as_strided(x.shape, strides).copy_(x)
+scattered = partial(far_apart, axis=-1, apart=2**28, dtype=torch.bfloat16)
 
 
 def rounded(*shape: int, seed: int) -> Tensor:
@@ -55,7 +45,7 @@ def test_features_of_one_token_may_be_anywhere() -> None:
     near, far = [state.clone() for _ in range(2)], [state.clone() for _ in range(2)]
     others: dict[str, Any] = {"implementation": "triton"}
     outs = [linear_step(q, k, v, None, near[0]), delta_step(q, k, v, share, near[1])]
-    q, k, v = far_apart(q), far_apart(k), far_apart(v)
+    q, k, v = scattered(q), scattered(k), scattered(v)
     found = [linear_step(q, k, v, None, far[0], **others)]
     found += [delta_step(q, k, v, share, far[1], **others)]
     for out, right in zip(found, outs, strict=True):
@@ -71,7 +61,7 @@ def test_channels_of_one_token_may_be_anywhere() -> None:
     delta, a, state = delta.abs(), -draw(9, 9, seed=4).abs(), draw(1, 9, 9, seed=5)
     other = state.clone()
     right = selective_step(x, delta, a, write, read, state)
-    far = far_apart(x), far_apart(delta), a, far_apart(write), far_apart(read)
+    far = scattered(x), scattered(delta), a, scattered(write), scattered(read)
     assert_close(selective_step(*far, other, implementation="triton"), right)
     assert_close(other, state)
 
@@ -136,7 +126,7 @@ def test_a_bias_that_is_trained_is_not_forgotten() -> None:
 def test_fp32_is_cut_to_tf32_only_where_allowed(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nas_kernels.block_attention.launch import _arguments
+    from nas_kernels.block_attention.launch import Blocks, _arguments
     from nas_kernels.block_attention.pattern import Pattern
     from nas_kernels.decode_attention import triton_kernel
 
@@ -146,7 +136,8 @@ def test_fp32_is_cut_to_tf32_only_where_allowed(
         wanted = "tf32x3" if precision == "highest" else "tf32"
         assert tf32_allowed() == (precision == "high")
         q = draw(1, 1, 1, 16)
-        assert _arguments(q, q, q, Pattern(), 1.0)[2]["PRECISION"] == wanted
+        arguments = _arguments(q, q, q, Pattern(), 1.0, Blocks(16, 4, 2))
+        assert arguments[2]["PRECISION"] == wanted
         kernel = Recorder()
         monkeypatch.setattr(triton_kernel, "_part_kernel", kernel)
         decode_attention(q, q, q, implementation="triton")

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from nas_kernels.dispatch import triton_available
+from nas_kernels.dispatch import num_multiprocessors, triton_available
 from nas_kernels.elastic_linear import (
     GATED,
     PLAIN,
@@ -14,10 +15,11 @@ from nas_kernels.elastic_linear import (
     elastic_linear_ref,
     grouped_elastic_linear,
 )
-from nas_kernels.elastic_linear.launch import _splits
+from nas_kernels.elastic_linear.blocks import num_parts, weight_tiles
 from tests.kernels.comparison import (
     DEVICE,
     assert_close,
+    compare_with_float64,
     draw,
     far_apart,
     in_wider_rows,
@@ -38,10 +40,6 @@ def maximal(gated: bool, dtype: torch.dtype = torch.float32) -> list[Tensor | No
     return [None if t is None else t.requires_grad_() for t in given + [None] * (4 - len(given))]
 
 
-def wide(tensors: list[Tensor | None]) -> list[Tensor | None]:
-    return [None if t is None else t.detach().double().requires_grad_() for t in tensors]
-
-
 def compare(
     run: Callable[..., list[Tensor]],
     xs: list[Tensor],
@@ -51,27 +49,22 @@ def compare(
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Compare results and every gradient with the definition in float64."""
-    weight, bias, gate_weight, gate_bias = weights
-    results = run(xs, out_features, weight, bias, gate_weight, gate_bias)
-    exact_xs, exact = wide(list(xs)), wide(weights)
+    num = len(xs)
+
+    def ours(*given: Any) -> list[Tensor]:
+        results = run(list(given[:num]), out_features, *given[num:])
+        assert all(result.dtype == dtype for result in results)
+        return results
+
+    def exact(*given: Any) -> list[Tensor]:
+        weight, bias, gate_weight, gate_bias = given[num:]
+        return [
+            elastic_linear_ref(x, weight, bias, n, activation, gate_weight, gate_bias)
+            for x, n in zip(given[:num], out_features, strict=True)
+        ]
+
     bound = 1e-2 if dtype == torch.bfloat16 else None
-    losses = [xs[0].new_zeros(()), exact_xs[0].new_zeros(())]
-    for i, (result, n) in enumerate(zip(results, out_features, strict=True)):
-        w, b, v, c = exact
-        right = elastic_linear_ref(exact_xs[i], w, b, n, activation, v, c)
-        assert result.dtype == dtype
-        assert_close(result, right, bound)
-        weight_of = draw(*right.shape, seed=20 + i).to(dtype)
-        losses[0] = losses[0] + (result * weight_of).sum()
-        losses[1] = losses[1] + (right * weight_of.double()).sum()
-    given = [t for t in [*xs, *weights] if t is not None]
-    twins = [t for t in [*exact_xs, *exact] if t is not None]
-    actual = torch.autograd.grad(losses[0], given, materialize_grads=True)
-    for tensor, found, right in zip(
-        given, actual, torch.autograd.grad(losses[1], twins, materialize_grads=True), strict=True
-    ):
-        assert found.dtype == tensor.dtype
-        assert_close(found, right, bound or 5e-6)
+    compare_with_float64(ours, exact, [*xs, *weights], bound)
 
 
 def alone(activation: str, implementation: str) -> Callable[..., list[Tensor]]:
@@ -149,7 +142,8 @@ def test_many_rows_of_a_small_weight_are_split(activation: str) -> None:
     given = [draw(20, 12, seed=seed).requires_grad_() for seed in (1, 2)]
     weights = [given[0], None, given[1] if activation in GATED else None, None]
     xs = [draw(270, 12).requires_grad_(), draw(5, 7, seed=3).requires_grad_()]
-    assert _splits(1, 270, 32, DEVICE) >= 2
+    blocks = weight_tiles(torch.float32, False, torch.float32)[0]
+    assert num_parts(1, 270, blocks, num_multiprocessors(DEVICE)) >= 2
     compare(alone(activation, "triton"), xs[:1], [20], activation, weights)
     compare(grouped(activation, "triton"), xs, [17, 20], activation, weights)
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import mmap
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +9,17 @@ from torch import Tensor
 from nas_kernels.launching import power_of_two, tile
 from nas_kernels.linear_attention import linear_attention, recurrent_linear_attention, step
 from nas_kernels.linear_attention.chunked import MIN_LOG_DECAY
-from tests.kernels.comparison import assert_close, draw, in_wider_rows, misaligned
+from tests.kernels.comparison import (
+    DEVICE,
+    assert_close,
+    compare_with_float64,
+    draw,
+    far_apart,
+    gradients,
+    in_wider_rows,
+    misaligned,
+    wide,
+)
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -18,7 +28,6 @@ from nas_kernels.linear_attention.launch import linear_attention_kernels
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 NO_DECAY, PER_HEAD, PER_FEATURE = 0, 1, 2
 DECAYS = [NO_DECAY, PER_HEAD, PER_FEATURE]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def make_inputs(
@@ -26,57 +35,34 @@ def make_inputs(
 ) -> list[Tensor | None]:
     value_dim, columns = 24, (0, 1, key_dim)[decay]
     gates = -draw(1, groups, tokens, columns, seed=3).abs() / 2
-    drawn = (
+    return [
         draw(1, heads, tokens, key_dim, seed=0),
         draw(1, groups, tokens, key_dim, seed=1),
         draw(1, groups, tokens, value_dim, seed=2),
         gates.clamp_min(MIN_LOG_DECAY) if decay else None,
         draw(1, groups, key_dim, value_dim, seed=4),
-    )
-    return [None if x is None else x.to(DEVICE) for x in drawn]
+    ]
 
 
 def given(inputs: list[Tensor | None]) -> list[Tensor]:
     return [x.requires_grad_() for x in inputs if x is not None]
 
 
-def wide(inputs: list[Tensor | None]) -> list[Tensor | None]:
-    return [None if x is None else x.detach().double() for x in inputs]
-
-
-def gradients(results: tuple[Tensor, Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
-    out, last = results
-    weights = [draw(*x.shape, seed=7 + i).to(x) for i, x in enumerate((out, last))]
-    loss = (out * weights[0]).sum() + (last * weights[1]).sum()
-    return torch.autograd.grad(loss, inputs)
-
-
 def compare(inputs: list[Tensor | None], chunk: int | None, bound: float = 3e-6) -> None:
     """Compare outputs, states and every gradient with those of the float64 recurrence."""
-    exact = wide(inputs)
-    given(exact)
-    expected = recurrent_linear_attention(*exact)
-    actual = linear_attention_kernels(*inputs, chunk)
-    for result, right in zip(actual, expected, strict=True):
-        assert_close(result, right, bound)
-    tensors = [x for x in inputs if x is not None]
-    right = gradients(expected, [x for x in exact if x is not None])
-    for x, grad, grad_right in zip(tensors, gradients(actual, tensors), right, strict=True):
-        assert grad.dtype == x.dtype
-        assert_close(grad, grad_right, 2 * bound)
+    run = partial(linear_attention_kernels, chunk=chunk)
+    compare_with_float64(run, recurrent_linear_attention, inputs, bound)
 
 
 @pytest.mark.parametrize("decay", DECAYS)
 def test_outputs_and_gradients(decay: int) -> None:
     inputs = make_inputs(37, decay)
-    given(inputs)
     compare(inputs, chunk=16)
 
 
 @pytest.mark.parametrize("decay", DECAYS)
 def test_a_whole_chunk_of_64_and_many_blocks_of_features(decay: int) -> None:
     inputs = make_inputs(65, decay, heads=1, key_dim=40)
-    given(inputs)
     compare(inputs, chunk=64)
 
 
@@ -88,7 +74,6 @@ def test_strides_are_followed(decay: int) -> None:
     q = q.transpose(1, 2).contiguous().transpose(1, 2)
     gates = None if gates is None else in_wider_rows(gates)
     inputs = [q, in_wider_rows(k), misaligned(v), gates, state.mT.contiguous().mT]
-    given(inputs)
     compare(inputs, chunk=16)
 
 
@@ -108,7 +93,6 @@ def test_one_decay_for_all_tokens_without_memory() -> None:
 def test_bf16(decay: int) -> None:
     q, k, v, gates, state = make_inputs(33, decay)
     inputs = [x.bfloat16() for x in (q, k, v)] + [gates, state]
-    given(inputs)
     compare(inputs, chunk=16, bound=8e-3)
 
 
@@ -141,7 +125,6 @@ def test_empty_and_single_tokens(tokens: int) -> None:
     expected = recurrent_linear_attention(*wide(inputs))
     assert_close(out, expected[0])
     assert_close(last, expected[1])
-    given(inputs)
     compare(inputs, None)
 
 
@@ -182,26 +165,16 @@ def test_step_updates_in_place(decay: int, dtype: torch.dtype, implementation: s
     assert_close(state, after, 3e-6)
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="needs memory that is never touched")
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="needs memory that is never touched")
 def test_addresses_are_64_bit() -> None:
     q, k, v, gates, state = make_inputs(3, PER_FEATURE)
-    k, v, gates = (far_apart(x.bfloat16()) for x in (k, v, gates))
+    far = partial(far_apart, apart=2**30 + 8, dtype=torch.bfloat16)
+    k, v, gates = far(k), far(v), far(gates)
     expected = recurrent_linear_attention(*wide([q, k, v, gates, state]))
     for result, right in zip(
         linear_attention_kernels(q, k, v, gates, state), expected, strict=True
     ):
         assert_close(result, right)
-
-
-def far_apart(x_11TK: Tensor) -> Tensor:
-    """Return the same values with 2^30 elements from token to token, most never touched."""
-    stride, width = 2**30 + 8, x_11TK.shape[-1]
-    size = 2 * (2 * stride + width)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    memory = torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=torch.bfloat16)
-    far = memory.as_strided(x_11TK.shape, (0, 0, stride, 1))
-    far.copy_(x_11TK)
-    return far
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:

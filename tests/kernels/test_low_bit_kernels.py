@@ -27,6 +27,7 @@ from tests.kernels.comparison import (
     TOLERANCE,
     assert_close,
     draw,
+    far_apart,
     in_wider_rows,
     misaligned,
 )
@@ -188,10 +189,8 @@ def test_splitting_k_changes_nothing(tokens: int, splits: int) -> None:
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="needs memory that is never touched")
 def test_rows_far_apart() -> None:
-    # Memory that is never touched is never there: offsets pass 2^31 bytes all the same.
-    apart, columns = 2**30 + 16, 32
-    values = torch.empty(3 * apart, dtype=torch.int8).as_strided((3, columns), (apart, 1))
-    values.copy_(draw(3, columns).mul(40).clamp(-127, 127))
+    columns = 32
+    values = far_apart(draw(3, columns).mul(40).clamp(-127, 127), dtype=torch.int8)
     scale = torch.ones(3)
     quantized = quantize_activations(draw(2, columns, seed=1))
     for x in (quantized, quantize_activations(draw(1, columns, seed=1))):

@@ -168,6 +168,23 @@ def test_another_file_is_refused(
     assert path.read_text() == text
 
 
+def test_whether_to_ask_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for named in (False, True):
+        monkeypatch.delenv(tuning.VARIABLE, raising=False)
+        if named:
+            monkeypatch.setenv(tuning.VARIABLE, "tuning.json")
+        tuning.forget()
+        assert tuning.wanted() == named
+        monkeypatch.setenv(tuning.VARIABLE, "" if named else "tuning.json")
+        assert tuning.wanted() == named
+    tuning.forget()
+
+
+def test_nearby_sizes_share_a_key() -> None:
+    key = tuning.rounded(33, 64, 0, True, "silu", torch.bfloat16)
+    assert key == (64, 64, 1, True, "silu", "bfloat16")
+
+
 def test_it_needs_a_candidate() -> None:
     with pytest.raises(ValueError, match="no configuration"):
         tuning.choose("op", (1,), [], lambda config: None)

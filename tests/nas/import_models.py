@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sysconfig
 import warnings
 from pathlib import Path
 from typing import Any
 
 import tokenizers as hf
 import torch
+from torch.nn import functional as F
 
 VOCAB = 300
 SIZES = {
@@ -54,6 +56,30 @@ def save_checkpoint(kind: str, folder: Path, **changes: Any) -> Path:
     model_of(kind, **changes).save_pretrained(folder)
     (word_pieces() if kind == "bert" else byte_pairs()).save(str(folder / "tokenizer.json"))
     return folder
+
+
+def train_llama(folder: Path, steps: int) -> float:
+    """Write a small Llama that has learnt a little of Python; returns its last loss."""
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:100]
+    texts = [path.read_text("utf-8", errors="ignore") for path in files]
+    tokenizer = byte_pairs(texts[:40], 512)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    ids = torch.tensor([i for found in tokenizer.encode_batch(texts) for i in found.ids])
+    sizes = {"vocab_size": 520, "hidden_size": 64, "intermediate_size": 192}
+    model = model_of("llama", **sizes, num_hidden_layers=4).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, (step + 1) / 20) * (1 - step / steps)
+        starts = torch.randint(len(ids) - 65, (16,), generator=generator)
+        windows = torch.stack([ids[start : start + 65] for start in starts])
+        logits = model(windows[:, :-1]).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    return loss.item()
 
 
 def byte_pairs(texts: list[str] | None = None, vocab_size: int = 280) -> hf.Tokenizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -104,12 +105,14 @@ def test_a_folder_that_fails_verification_is_not_left_behind(
 
 
 def test_a_format_that_ends_its_process_fails_and_the_next_one_is_checked(
-    source: ExportSource, space: SearchSpace, tmp_path: Path
+    source: ExportSource, space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handover, _ = handover_of(source, space.smallest())
     network = source.supernet.view(space.smallest())
     Reference.of(network, source.task, 64).write(tmp_path / "reference")
     HuggingFaceExporter().write(handover, tmp_path)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     with Checker() as checker:
         found = checker.check(HuggingFaceExporter(), tmp_path, tmp_path / "reference")
         assert max(found["differences"]) < 1e-5 and found["decode_ms"] > 0
@@ -121,6 +124,9 @@ def test_a_format_that_ends_its_process_fails_and_the_next_one_is_checked(
         unknown = type("Unknown", (HuggingFaceExporter,), {"name": "unknown"})()
         with pytest.raises(ExportFailed, match=r"process that loads unknown ended: .*KeyError"):
             checker.check(unknown, tmp_path, tmp_path / "reference")
+        (scratch,) = (tmp_path / "temporary").glob("hwnas-*")
+        assert list(scratch.glob("hwnas-modules-*"))  # of the one that was killed
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_what_is_verified_already_is_not_written_again(
@@ -261,7 +267,9 @@ def test_networks_of_every_family_and_precision_are_exported_and_say_what_they_a
         assert ("state_bytes_per_sequence" in content) == arch.family.causal
     facts = json.loads((tmp_path / "net" / "config.json").read_text())["task"]
     assert facts.get("classes") == (None if arch.family.causal else list("0123456789"))
-    assert not (tmp_path / "net" / "tokenizer.json").exists()
+    files = {"vit-small": "preprocessor_config.json", "encoder-small": "tokenizer.json"}
+    for family, name in files.items():
+        assert (tmp_path / "net" / name).exists() == (preset == family)
     with pytest.raises(UserError, match=sentence) as error:
         list(generate_text(tmp_path / "net", "def ", 4))
     assert "\n" not in str(error.value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 import tokenizers as hf
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from nas.config import ExperimentConfig, load_config
 from nas.evaluation import held_out_loss
@@ -25,6 +23,7 @@ from nas.tasks.checkpoint_tokenizer import read_checkpoint_tokenizer, tokenizer_
 from nas.tasks.labelled import LabelledTask
 from nas.tasks.language_model import LanguageModelTask
 from nas.tasks.tokenizers import load_tokenizer
+from nas.training.batch import Batch
 from nas.training.losses import data_loss
 from nas.training.trainer import Trainer
 from searchspace.errors import UserError
@@ -37,6 +36,7 @@ from tests.nas.import_models import (
     byte_pairs,
     model_of,
     save_checkpoint,
+    train_llama,
     word_pieces,
 )
 
@@ -73,7 +73,7 @@ def test_training_starts_from_the_checkpoint(tmp_path: Path, text_file: Path, ca
     trainer.restore()
     assert trainer.teacher is not None
     expected = original(inputs)
-    taught = trainer.teacher(inputs, targets).probs_NV
+    taught = trainer.teacher(Batch.on(inputs.device, inputs, targets)).probs_NV
     torch.testing.assert_close(taught, expected.flatten(0, 1).softmax(-1), rtol=1e-4, atol=1e-6)
     pipeline.train()
     first = json.loads((run / "supernet" / "log.jsonl").read_text().splitlines()[0])
@@ -193,26 +193,7 @@ def mean_losses(supernet: Supernet, half: int, batches: list[tuple[Tensor, Tenso
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Llama that transformers built, briefly trained on the standard library's sources."""
     folder = tmp_path_factory.mktemp("trained")
-    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:100]
-    texts = [path.read_text("utf-8", errors="ignore") for path in files]
-    tokenizer = byte_pairs(texts[:40], 512)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    ids = torch.tensor([i for found in tokenizer.encode_batch(texts) for i in found.ids])
-    sizes = {"vocab_size": 520, "hidden_size": 64, "intermediate_size": 192}
-    model = model_of("llama", **sizes, num_hidden_layers=4).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95))
-    generator, steps = torch.Generator().manual_seed(0), 300
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, (step + 1) / 20) * (1 - step / steps)
-        starts = torch.randint(len(ids) - 65, (16,), generator=generator)
-        windows = torch.stack([ids[start : start + 65] for start in starts])
-        logits = model(windows[:, :-1]).logits
-        loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 4.2
-    model.save_pretrained(folder)
+    assert train_llama(folder, 300) < 4.2
     return folder
 
 

@@ -411,6 +411,16 @@ def test_a_run_that_is_judged_by_accuracy(tmp_path: Path) -> None:
     assert "racy %" in text and "bits" not in text and f"{100 * best['accuracy']:.1f}" in text
 
 
+def test_energy_is_shown_where_it_was_measured(tmp_path: Path) -> None:
+    front = front_content()
+    assert "mJ" not in Page(write_report(write_run(tmp_path / "without", front)).read_text()).text
+    member = front["groups"]["front"][0]
+    member["measured"]["energy_mj"] = {WORKLOADS[1]: 7.125}
+    text = Page(write_report(write_run(tmp_path / "with", front)).read_text()).text
+    assert text.count("mJ, measured") == 1
+    assert "7.12" in text
+
+
 BOTH = {"largest": 3.0, "smallest": 4.0}
 
 

@@ -143,7 +143,7 @@ def test_prepared_task(config: TaskConfig, run: Path) -> None:
     written = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
     task = prepare_task(config, run)
     assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == written
-    assert len(written) == 7
+    assert len(written) == 8
     assert isinstance(task, LabelledTask)
     assert (task.vocab_size, task.seq_len, task.unit) == (16, 60, "example")
     facts = {"kind": "encoder", "num_classes": 10, "max_tokens": 60, "pad_token": 15}

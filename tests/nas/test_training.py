@@ -14,6 +14,7 @@ from nas.config import TrainConfig, load_config
 from nas.optimizers import SupernetOptimizer, is_matrix
 from nas.progress import Reporter
 from nas.training import TrainingDiverged, load_supernet, read_state, train_supernet
+from nas.training.passes import Outcome
 from nas.training.schedule import Schedule
 from nas.training.state import FIRST_STAGE, MAIN_STAGE, TrainState
 from nas.training.trainer import Trainer
@@ -148,11 +149,11 @@ def test_the_first_stage_trains_the_largest_alone_and_then_it_teaches(
     taught: list[bool] = []
     backward = Trainer.backward
 
-    def watching(self, item, inputs, targets, teacher):  # type: ignore[no-untyped-def]
+    def watching(self, item, batch, teacher):  # type: ignore[no-untyped-def]
         if self.teacher is not None:
             weights.append({k: v.clone() for k, v in self.teacher.state_dict().items()})
             taught.append(teacher is not None and teacher.hidden_ND is not None)
-        return backward(self, item, inputs, targets, teacher)
+        return backward(self, item, batch, teacher)
 
     monkeypatch.setattr(Trainer, "backward", watching)
     train(space, tmp_path, replace(CONFIG, first_stage_share=0.5))
@@ -286,8 +287,8 @@ def test_muon_takes_the_matrices_of_linear_maps_only(space: SearchSpace) -> None
 def test_diverged_training_says_so(
     space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def poisoned(self: Trainer, *args: object) -> tuple[float, torch.Tensor]:
-        return float("nan"), torch.zeros(1)
+    def poisoned(self: Trainer, *args: object) -> Outcome:
+        return Outcome(torch.tensor(float("nan")))
 
     monkeypatch.setattr(Trainer, "backward", poisoned)
     with pytest.raises(TrainingDiverged, match="nan at step 0; lower train"):

@@ -14,6 +14,7 @@ from hw_profiles.backends.base import Call, UnsupportedError
 from hw_profiles.backends.cuda.clock import CudaClock
 from hw_profiles.backends.cuda.device import describe_device, lacking_device
 from hw_profiles.backends.cuda.graph_call import (
+    MIN_REPEATS,
     CaptureError,
     GraphCall,
     PlainCall,
@@ -29,6 +30,8 @@ from hw_profiles.workload import Workload
 SENTINEL_PRODUCTS = 64
 """Products in one run of the sentinel: about a millisecond on a data centre GPU. Their number is
 fixed, because tables state latencies as ratios to it."""
+MEMORY_LEFT = 0.25
+"""Share of the GPU's memory that prepared calls are to leave free."""
 WARM_UPS = 2
 RAMP_S = 0.5
 """Idle GPUs clock down; this much work brings the clock up again."""
@@ -143,6 +146,31 @@ class CudaBackend:
             clock.elapsed_ns(sentinel, 8)
         yield clock
         torch.cuda.synchronize()
+
+
+def short_of_memory() -> bool:
+    """Whether prepared calls, each with copies of a module that fill the cache, hold too much.
+
+    What nothing holds any more is given back to the device.
+    """
+    free, total = torch.cuda.mem_get_info()
+    if free < MEMORY_LEFT * total:
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+    return bool(free < MEMORY_LEFT * total)
+
+
+def graphed(call: Call) -> GraphCall:
+    """Return `MIN_REPEATS` runs of something that launches kernels, as a graph.
+
+    Raises:
+        CaptureError: when it makes the host wait for the device.
+    """
+    with torch.inference_mode():
+        _on_side_stream(call)
+        stream = _side_stream(torch.cuda.current_device())
+        graph, output = capture([call] * MIN_REPEATS, stream)
+    return GraphCall(graph, MIN_REPEATS, output, (call,))
 
 
 def current_device() -> torch.device:

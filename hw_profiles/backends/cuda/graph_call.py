@@ -21,6 +21,7 @@ from hw_profiles.backends.base import Call
 from hw_profiles.backends.cuda.replicas import Replica
 from hw_profiles.clock import no_garbage_collection
 from hw_profiles.tensors import tensors_in
+from nas_kernels.constants import constants_used
 
 MIN_REPEATS = 10
 """Runs in a graph at least."""
@@ -111,13 +112,19 @@ def tensors_read(run: Call, stream: torch.cuda.Stream) -> list[Tensor]:
     """Run once and return every tensor that was read but not made: weights, masks, tables.
 
     A graph knows addresses only. Masks that depend on shapes are kept in caches that drop the
-    oldest, and a replay would read what has taken their place.
+    oldest, and a replay would read what has taken their place. What kernels of our own read, no
+    mode sees: of that, only what comes from such a cache is returned.
 
     Raises:
         CaptureError: when an operator makes the host wait for the device.
     """
     before = torch.cuda.get_sync_debug_mode()
-    with torch.cuda.stream(stream), ReadTensors() as read, warnings.catch_warnings():
+    with (
+        torch.cuda.stream(stream),
+        constants_used() as constants,
+        ReadTensors() as read,
+        warnings.catch_warnings(),
+    ):
         # PyTorch announces that the mode does not find every waiting operator; `capture` does.
         warnings.simplefilter("ignore")
         torch.cuda.set_sync_debug_mode("error")
@@ -129,7 +136,7 @@ def tensors_read(run: Call, stream: torch.cuda.Stream) -> list[Tensor]:
             raise CaptureError(first_line(error)) from error
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    return list(read.found.values())
+    return [*read.found.values(), *tensors_in(constants)]
 
 
 def capture(runs: Sequence[Call], stream: torch.cuda.Stream) -> tuple[Any, object]:
@@ -166,8 +173,11 @@ def first_line(error: BaseException) -> str:
 class ReadTensors(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]
     """Finds the tensors that operators inside the block read and did not make.
 
-    Afterwards `found` holds one tensor for each memory that was read, by its address.
+    Afterwards `found` holds one tensor for each memory that was read, by its address. Our own
+    kernels run as they do without it, so that the run is the one that is captured.
     """
+
+    lets_kernels_run = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call,unused-ignore]

@@ -190,6 +190,7 @@ def element_type(dtype: torch.dtype) -> int:
         torch.int32: "INT32",
         torch.int8: "INT8",
         torch.uint8: "UINT8",
+        torch.float8_e4m3fn: "FLOAT8E4M3FN",
         torch.bool: "BOOL",
     }
     return int(getattr(TensorProto, names[dtype]))

@@ -11,15 +11,41 @@ Shapes: R rows, V classes, W >= V columns.
 
 from __future__ import annotations
 
+from functools import cache, partial
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from nas_kernels import tuning
 from nas_kernels.dispatch import interpreting, launching_on
+from nas_kernels.launching import tile
 
 LARGEST_BLOCK = 4096
-"""Classes at a time."""
 INTERPRETED_BLOCK = 64
+
+
+class Blocks(NamedTuple):
+    """Classes that a program has at a time, and its warps."""
+
+    classes: int
+    warps: int
+
+
+def block_choices(num_classes: int) -> tuple[Blocks, ...]:
+    """Return the blocks to choose from, the default first."""
+    largest = INTERPRETED_BLOCK if interpreting() else LARGEST_BLOCK
+    return _block_choices(tile(num_classes, largest), tile(num_classes, 2 * LARGEST_BLOCK))
+
+
+@cache
+def _block_choices(default: int, most: int) -> tuple[Blocks, ...]:
+    found = [Blocks(default, 8 if default > 1024 else 4)]
+    others = ((1024, 4), (2048, 4), (2048, 8), (4096, 4), (4096, 16), (8192, 8), (8192, 16))
+    found += [Blocks(min(classes, most), warps) for classes, warps in others]
+    return tuple(dict.fromkeys(found))
 
 
 @triton.jit
@@ -66,13 +92,31 @@ def cross_entropy_(
     gradient: bool,
 ) -> None:
     """Do what `chunked.cross_entropy_` does, in one launch."""
-    num_rows, width = logits_RW.shape
-    if num_rows == 0:
+    if len(logits_RW) == 0:
         return
-    largest = INTERPRETED_BLOCK if interpreting() else LARGEST_BLOCK
-    block = min(max(triton.next_power_of_2(num_classes), 16), largest)
+    candidates, numbers = block_choices(num_classes), (num_classes, ignore_index, gradient)
+    blocks = candidates[0]
     with launching_on(logits_RW):
-        _cross_entropy_kernel[(num_rows,)](
-            logits_RW, targets_R, losses_R, logits_RW.stride(0), num_classes, width,
-            ignore_index, GRADIENT=gradient, BLOCK=block, num_warps=8 if block > 1024 else 4,
-        )  # fmt: skip
+        if tuning.wanted():
+            # Logits turn into gradients in their place, so copies are what is measured.
+            copies = logits_RW.clone(), targets_R, torch.empty_like(losses_R)
+            key = tuning.rounded(len(logits_RW), num_classes, gradient, logits_RW.dtype)
+            run = partial(_launch, *copies, *numbers)
+            blocks = tuning.choose("cross_entropy", key, candidates, run)
+        _launch(logits_RW, targets_R, losses_R, *numbers, blocks)
+
+
+def _launch(
+    logits_RW: Tensor,
+    targets_R: Tensor,
+    losses_R: Tensor,
+    num_classes: int,
+    ignore_index: int,
+    gradient: bool,
+    blocks: Blocks,
+) -> None:
+    num_rows, width = logits_RW.shape
+    _cross_entropy_kernel[(num_rows,)](
+        logits_RW, targets_R, losses_R, logits_RW.stride(0), num_classes, width,
+        ignore_index, GRADIENT=gradient, BLOCK=blocks.classes, num_warps=blocks.warps,
+    )  # fmt: skip

@@ -13,11 +13,15 @@ S slots of the cache, K key width, V value width, P parts.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from nas_kernels import tuning
+from nas_kernels.decode_attention.blocks import Blocks, block_choices
 from nas_kernels.dispatch import launching_on, num_multiprocessors
 from nas_kernels.launching import dot_precision, power_of_two_below, tile
 from nas_kernels.tiles.types import triton_dtype
@@ -135,50 +139,65 @@ def decode_attention(
     parts: int | None = None,
 ) -> Tensor:
     """Run the kernels; see `nas_kernels.decode_attention`. `parts` is for tests."""
+    shape = (*q_BHTK.shape[:3], v_BGSV.shape[3])
+    if 0 in shape:
+        return torch.empty(shape, dtype=q_BHTK.dtype, device=q_BHTK.device)
+    batch, groups, slots = k_BGSK.shape[:3]
+    rows = q_BHTK.shape[1] // groups * q_BHTK.shape[2]
+    candidates = block_choices(rows, max(q_BHTK.shape[3], shape[3]), q_BHTK.dtype)
+    given = (q_BHTK, k_BGSK, v_BGSV, length_B, window, first_tokens, scale, parts)
+    blocks = candidates[0]
+    with launching_on(q_BHTK):
+        if tuning.wanted():
+            sizes = (batch * groups, rows, slots, q_BHTK.shape[3], shape[3], window or 0)
+            key = tuning.rounded(*sizes, q_BHTK.dtype)
+            run = partial(_launch, *given)
+            blocks = tuning.choose("decode_attention", key, candidates, run)
+        return _launch(*given, blocks)
+
+
+def _launch(
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSV: Tensor,
+    length_B: Tensor | None,
+    window: int | None,
+    first_tokens: int,
+    scale: float,
+    parts: int | None,
+    blocks: Blocks,
+) -> Tensor:
     (batch, heads, tokens, width), (_, groups, slots, _) = q_BHTK.shape, k_BGSK.shape
-    out = torch.empty(
-        batch, heads, tokens, v_BGSV.shape[3], dtype=q_BHTK.dtype, device=q_BHTK.device
-    )
-    if out.numel() == 0:
-        return out
+    shape, device = (batch, heads, tokens, v_BGSV.shape[3]), q_BHTK.device
     rows = heads // groups * tokens
-    half = q_BHTK.dtype in (torch.bfloat16, torch.float16)
-    block_k, block_v = tile(width, 256), tile(out.shape[3], 256)
-    wide = max(block_k, block_v) > 128
-    # Compiled for compute capability 9.0, larger tiles of fp32 or wide heads spill registers.
-    block_r = tile(rows, (32 if wide else 64) if half else 16)
-    block_s = 64 if half and not wide else 32
-    # fp32 keys and values of 256 wide heads are held twice, not three times, by older GPUs.
-    num_stages = 3 if block_r == 16 and (half or not wide) else 2
-    blocks = triton.cdiv(rows, block_r)
+    across = triton.cdiv(rows, blocks.block_r)
     if parts is None:
         seen = slots if window is None else min(slots, window + first_tokens + tokens)
-        parts = _num_parts(batch * groups * blocks, seen // block_s, q_BHTK.device)
-    target = lse = out
+        programs = batch * groups * across
+        parts = _num_parts(programs, seen // blocks.block_s, blocks.waves, device)
+    target = lse = out = torch.empty(shape, dtype=q_BHTK.dtype, device=device)
     if parts > 1:
-        sizes = (*out.shape[:3], parts)
-        target = torch.empty(*sizes, out.shape[3], dtype=torch.float32, device=out.device)
-        lse = torch.empty(sizes, dtype=torch.float32, device=out.device)
-    with launching_on(q_BHTK):
-        _part_kernel[(batch * groups, blocks, parts)](
-            q_BHTK, k_BGSK, v_BGSV, length_B, target, lse, scale * LOG2_E,
-            0 if window is None else window, first_tokens, tokens, rows, slots, width,
-            out.shape[3], *q_BHTK.stride(), *k_BGSK.stride(), *v_BGSV.stride(),
-            0 if length_B is None else length_B.stride(0), groups, PARTS=parts,
-            HAS_LENGTH=length_B is not None, WINDOWED=window is not None,
-            DOT=triton_dtype(q_BHTK.dtype),
-            PRECISION=dot_precision(q_BHTK, k_BGSK, v_BGSV), BLOCK_R=block_r, BLOCK_S=block_s,
-            BLOCK_K=block_k, BLOCK_V=block_v, num_warps=8 if wide and not half else 4,
-            num_stages=num_stages,
-        )  # fmt: skip
-        if parts > 1:
-            _sum_kernel[(batch * heads * tokens,)](
-                target, lse, out, out.shape[3], PARTS=parts, BLOCK_P=16, BLOCK_V=block_v
-            )
+        target = torch.empty(*shape[:3], parts, shape[3], dtype=torch.float32, device=device)
+        lse = torch.empty(*shape[:3], parts, dtype=torch.float32, device=device)
+    block_v = tile(shape[3], 256)
+    _part_kernel[(batch * groups, across, parts)](
+        q_BHTK, k_BGSK, v_BGSV, length_B, target, lse, scale * LOG2_E,
+        0 if window is None else window, first_tokens, tokens, rows, slots, width,
+        shape[3], *q_BHTK.stride(), *k_BGSK.stride(), *v_BGSV.stride(),
+        0 if length_B is None else length_B.stride(0), groups, PARTS=parts,
+        HAS_LENGTH=length_B is not None, WINDOWED=window is not None,
+        DOT=triton_dtype(q_BHTK.dtype), PRECISION=dot_precision(q_BHTK, k_BGSK, v_BGSV),
+        BLOCK_R=blocks.block_r, BLOCK_S=blocks.block_s, BLOCK_K=tile(width, 256),
+        BLOCK_V=block_v, num_warps=blocks.warps, num_stages=blocks.stages,
+    )  # fmt: skip
+    if parts > 1:
+        _sum_kernel[(batch * heads * tokens,)](
+            target, lse, out, shape[3], PARTS=parts, BLOCK_P=16, BLOCK_V=block_v
+        )
     return out
 
 
-def _num_parts(programs: int, tiles: int, device: torch.device) -> int:
-    """Return into how many parts keys are cut to occupy the device twice."""
-    wanted = 2 * num_multiprocessors(device) // programs
+def _num_parts(programs: int, tiles: int, waves: int, device: torch.device) -> int:
+    """Return into how many parts keys are cut to occupy the device `waves` times."""
+    wanted = waves * num_multiprocessors(device) // programs
     return power_of_two_below(min(wanted, tiles // TILES_EACH, MOST_PARTS))

@@ -6,24 +6,20 @@ K key width, V value width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nas_kernels import tuning
 from nas_kernels.dispatch import launching_on
-from nas_kernels.launching import (
-    cdiv,
-    dot_dtype,
-    dot_precision,
-    empty_like_dense,
-    power_of_two,
-    step_tile,
-    tile,
-)
-from nas_kernels.tiles.types import triton_dtype
+from nas_kernels.head_states import Blocks, Plan, block_choices, launch_step, plan_of
+from nas_kernels.launching import cdiv, empty_like_dense, power_of_two, tile
+
+FP32_CHUNK = 32
+"""Longest chunk of tensors in fp32."""
 
 
 def delta_rule_kernels(
@@ -51,112 +47,10 @@ def step_kernel(
     """Write the state after one token, which may be the one before it, and return (B, H, V)."""
     from nas_kernels.delta_rule.triton_kernel import one_token
 
-    (batch, heads, key_dim), (groups, value_dim) = q_BHK.shape, v_BGV.shape[1:]
-    out = torch.empty(batch, heads, value_dim, device=q_BHK.device, dtype=torch.float32)
-    old = new_state_BGKV if state_BGKV is None else state_BGKV
-    block_k, block_v, num_warps = step_tile(key_dim, value_dim)
-    tensors = (q_BHK, k_BGK, v_BGV, beta_BG, old, new_state_BGKV)
-    with launching_on(q_BHK):
-        one_token[(batch * groups, cdiv(value_dim, block_v))](
-            *tensors,
-            out,
-            *(stride for x in tensors for stride in x.stride()),
-            *(groups, heads // groups, key_dim, value_dim),
-            HAS_STATE=state_BGKV is not None,
-            BK=block_k,
-            BV=block_v,
-            num_warps=num_warps,
-        )
-    return out
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What the kernels of one call have in common."""
-
-    batch: int
-    heads: int
-    groups: int
-    tokens: int
-    key_dim: int
-    value_dim: int
-    chunk: int
-    block_k: int
-    block_v: int
-    dot: torch.dtype
-    precision: str
-
-    @property
-    def num_chunks(self) -> int:
-        return cdiv(self.tokens, self.chunk)
-
-    @property
-    def pairs(self) -> int:
-        return self.batch * self.groups
-
-    @property
-    def repeats(self) -> int:
-        return self.heads // self.groups
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        return self.tokens, self.key_dim, self.value_dim
-
-    def constants(self, **others: Any) -> dict[str, Any]:
-        """Return the constants that all kernels take, and some that replace or follow them."""
-        return {
-            "C": self.chunk,
-            "BK": self.block_k,
-            "BV": self.block_v,
-            "DOT": triton_dtype(self.dot),
-            "PRECISION": self.precision,
-            "num_warps": 4,
-            "num_stages": 2,
-        } | others
-
-    def inverting(self, **others: Any) -> dict[str, Any]:
-        """Return the constants of the kernels that invert a matrix for each chunk."""
-        # bf16 inputs have fewer digits than TF32.
-        precision = "tf32" if self.dot == torch.bfloat16 else self.precision
-        levels = self.chunk.bit_length() - 1
-        return self.constants(LEVELS=levels, INVERSE_PRECISION=precision, **others)
-
-    def passing(self) -> dict[str, Any]:
-        """Return the constants of the kernels that hold whole columns of the state."""
-        block_k = tile(self.key_dim, power_of_two(max(self.key_dim, 16)))
-        narrow = block_k > (128 if self.dot == torch.bfloat16 else 64)
-        block_v, num_warps = tile(self.value_dim, 16 if narrow else 32), 8 if block_k > 64 else 4
-        return self.constants(BK=block_k, BV=block_v, num_warps=num_warps, num_stages=1)
-
-    def empty(self, width: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return memory for a vector of every token, (B, G, T, width)."""
-        shape = (self.batch, self.groups, self.tokens, width)
-        return torch.empty(shape, device=like.device, dtype=dtype or self.dot)
-
-    def empty_states(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return memory for the states of all chunks (B, G, N + 1, K, V) and one in fp32."""
-        shape = (self.batch, self.groups, self.num_chunks + 1, self.key_dim, self.value_dim)
-        states = torch.empty(shape, device=like.device, dtype=self.dot)
-        return states, torch.empty(shape[:2] + shape[3:], device=like.device, dtype=torch.float32)
-
-
-def _plan(q: Tensor, k: Tensor, v: Tensor, chunk: int | None) -> _Plan:
-    dot = dot_dtype(q, k, v)
-    # Tiles in fp32 take twice the shared memory.
-    side = 64 if dot == torch.bfloat16 else 32
-    return _Plan(
-        batch=q.shape[0],
-        heads=q.shape[1],
-        groups=k.shape[1],
-        tokens=q.shape[2],
-        key_dim=q.shape[3],
-        value_dim=v.shape[3],
-        chunk=chunk or tile(q.shape[2], side),
-        block_k=tile(q.shape[3], side),
-        block_v=tile(v.shape[3], side),
-        dot=dot,
-        precision=dot_precision(q, k, v),
-    )
+    shape = (*q_BHK.shape[:2], v_BGV.shape[2])
+    out = torch.empty(shape, device=q_BHK.device, dtype=torch.float32)
+    tensors = (q_BHK, k_BGK, v_BGV, beta_BG)
+    return launch_step(one_token, tensors, state_BGKV, new_state_BGKV, out)
 
 
 class _DeltaRule(torch.autograd.Function):
@@ -172,21 +66,16 @@ class _DeltaRule(torch.autograd.Function):
         state: Tensor | None,
         chunk: int | None,
     ) -> tuple[Tensor, Tensor]:
-        from nas_kernels.linear_attention.triton_kernel import read_outputs
-
-        plan = _plan(q, k, v, chunk)
-        states, written, last = _pass_states(plan, k, state, *_prepare(plan, k, v, beta))
-        out = torch.empty(*q.shape[:3], v.shape[3], device=q.device, dtype=torch.float32)
-        blocks = cdiv(plan.value_dim, plan.block_v)
-        read_outputs[(plan.batch * plan.heads, blocks, plan.num_chunks)](
-            *(q, k, written, q, states, out),
-            *(*q.stride(), *k.stride(), *written.stride(), *q.stride()),
-            *(plan.heads, plan.repeats, *plan.sizes, plan.num_chunks, 0.0),
-            **plan.constants(DECAY=0),
-        )
-        ctx.save_for_backward(q, k, v, beta, state)
+        given = (q, k, v, beta, state)
+        candidates = block_choices(q, k, v, chunk, FP32_CHUNK)
+        blocks = candidates[0]
+        if tuning.wanted():
+            key = tuning.rounded(*q.shape, k.shape[1], v.shape[3], q.dtype)
+            blocks = tuning.choose("delta_rule", key, candidates, partial(_forward, *given))
+        out, last = _forward(*given, blocks)
+        ctx.save_for_backward(*given)
         ctx.set_materialize_grads(False)
-        ctx.plan = plan
+        ctx.chunk = chunk
         return out, last
 
     @staticmethod
@@ -194,46 +83,106 @@ class _DeltaRule(torch.autograd.Function):
     def backward(
         ctx: Any, grad_out: Tensor | None, grad_last: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        q, k, v, beta, state = ctx.saved_tensors
-        plan: _Plan = ctx.plan
+        q, k, v, _, _ = saved = ctx.saved_tensors
         if grad_out is None:
             grad_out = q.new_zeros(1).expand(*q.shape[:3], v.shape[3])
-        corrections, values = _prepare(plan, k, v, beta)
-        grad_states, grad_written, grad_start = _pass_gradients(
-            plan, q, k, corrections, grad_out, grad_last
-        )
-        grad_state = None if state is None else grad_start.to(state.dtype)
-        if not any(ctx.needs_input_grad[:4]):
-            return None, None, None, None, grad_state, None
-        states, written, _ = _pass_states(plan, k, state, corrections, values)
-        grad_q, grad_read = _read_gradients(plan, q, k, written, grad_out, states, grad_states)
-        grads = _input_gradients(
-            plan, (k, v, beta), (corrections, values), states, grad_written, grad_read
-        )
-        return grad_q, *grads, grad_state, None
+        given = (saved, grad_out, grad_last, any(ctx.needs_input_grad[:4]))
+        candidates = block_choices(q, k, v, ctx.chunk, FP32_CHUNK)
+        blocks = candidates[0]
+        if tuning.wanted():
+            key = tuning.rounded(*q.shape, k.shape[1], v.shape[3], q.dtype)
+            run = partial(_backward, *given)
+            blocks = tuning.choose("delta_rule backward", key, candidates, run)
+        return *_backward(*given, blocks), None
 
 
-def _prepare(plan: _Plan, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor | None, blocks: Blocks
+) -> tuple[Tensor, Tensor]:
+    """Return outputs and the last state."""
+    from nas_kernels.linear_attention.triton_kernel import read_outputs
+
+    plan = plan_of(q, k, v, blocks)
+    states, written, last = _pass_states(plan, k, state, *_prepare(plan, k, v, beta))
+    out = torch.empty(*q.shape[:3], v.shape[3], device=q.device, dtype=torch.float32)
+    read_outputs[(plan.batch * plan.heads, plan.num_blocks[1], plan.num_chunks)](
+        *(q, k, written, q, states, out),
+        *(*q.stride(), *k.stride(), *written.stride(), *q.stride()),
+        *(plan.heads, plan.repeats, *plan.sizes, plan.num_chunks, 0.0),
+        **plan.constants(DECAY=0),
+    )
+    return out, last
+
+
+def _backward(
+    saved: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
+    grad_out: Tensor,
+    grad_last: Tensor | None,
+    of_inputs: bool,
+    blocks: Blocks,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of what was saved; of the state alone where no other is wanted."""
+    q, k, v, beta, state = saved
+    plan = plan_of(q, k, v, blocks)
+    corrections, values = _prepare(plan, k, v, beta)
+    grad_states, grad_written, grad_start = _pass_gradients(
+        plan, q, k, corrections, grad_out, grad_last
+    )
+    grad_state = None if state is None else grad_start.to(state.dtype)
+    if not of_inputs:
+        return None, None, None, None, grad_state
+    states, written, _ = _pass_states(plan, k, state, corrections, values)
+    grad_q, grad_read = _read_gradients(plan, q, k, written, grad_out, states, grad_states)
+    grads = _input_gradients(
+        plan, (k, v, beta), (corrections, values), states, grad_written, grad_read
+    )
+    return grad_q, *grads, grad_state
+
+
+def _inverting(plan: Plan, **others: Any) -> dict[str, Any]:
+    """Return the constants of the kernels that invert a matrix for each chunk."""
+    # bf16 inputs have fewer digits than TF32.
+    precision = "tf32" if plan.dot == torch.bfloat16 else plan.precision
+    levels = plan.blocks.chunk.bit_length() - 1
+    return plan.constants(LEVELS=levels, INVERSE_PRECISION=precision, **others)
+
+
+def _passing(plan: Plan) -> dict[str, Any]:
+    """Return the constants of the kernels that hold whole columns of the state."""
+    block_k = tile(plan.key_dim, power_of_two(max(plan.key_dim, 16)))
+    narrow = block_k > (128 if plan.dot == torch.bfloat16 else 64)
+    block_v = tile(plan.value_dim, 16 if narrow else plan.blocks.columns)
+    num_warps = plan.more_warps if block_k > 64 else plan.blocks.warps
+    return plan.constants(BK=block_k, BV=block_v, num_warps=num_warps, num_stages=1)
+
+
+def _empty(plan: Plan, width: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return memory for a vector of every token, (B, G, T, width)."""
+    shape = (plan.batch, plan.groups, plan.tokens, width)
+    return torch.empty(shape, device=like.device, dtype=dtype or plan.dot)
+
+
+def _prepare(plan: Plan, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """Return W (B, G, T, K) and U (B, G, T, V)."""
     from nas_kernels.delta_rule.triton_kernel import prepare_chunks
 
-    corrections, values = plan.empty(plan.key_dim, k), plan.empty(plan.value_dim, k)
+    corrections, values = _empty(plan, plan.key_dim, k), _empty(plan, plan.value_dim, k)
     prepare_chunks[(plan.pairs, plan.num_chunks)](
         *(k, v, beta, corrections, values),
         *(*k.stride(), *v.stride(), *beta.stride(), plan.groups, *plan.sizes),
-        **plan.inverting(),
+        **_inverting(plan),
     )
     return corrections, values
 
 
 def _pass_states(
-    plan: _Plan, k: Tensor, state: Tensor | None, corrections: Tensor, values: Tensor
+    plan: Plan, k: Tensor, state: Tensor | None, corrections: Tensor, values: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the states of all chunks, D (B, G, T, V), and the last state in fp32."""
     from nas_kernels.delta_rule.triton_kernel import pass_states
 
-    (states, end), written = plan.empty_states(k), plan.empty(plan.value_dim, k)
-    start, constants = (end if state is None else state), plan.passing()
+    (states, end), written = plan.empty_states(k), _empty(plan, plan.value_dim, k)
+    start, constants = (end if state is None else state), _passing(plan)
     pass_states[(plan.pairs, cdiv(plan.value_dim, constants["BV"]))](
         *(k, corrections, values, start, states, written, end),
         *(*k.stride(), *start.stride(), plan.groups, *plan.sizes, plan.num_chunks),
@@ -244,7 +193,7 @@ def _pass_states(
 
 
 def _pass_gradients(
-    plan: _Plan,
+    plan: Plan,
     q: Tensor,
     k: Tensor,
     corrections: Tensor,
@@ -254,8 +203,8 @@ def _pass_gradients(
     """Return the gradients of all states, of D, and of the state before the first token."""
     from nas_kernels.delta_rule.triton_kernel import pass_gradients
 
-    (states, end), written = plan.empty_states(k), plan.empty(plan.value_dim, k)
-    start, constants = (end if grad_last is None else grad_last), plan.passing()
+    (states, end), written = plan.empty_states(k), _empty(plan, plan.value_dim, k)
+    start, constants = (end if grad_last is None else grad_last), _passing(plan)
     pass_gradients[(plan.pairs, cdiv(plan.value_dim, constants["BV"]))](
         *(q, k, corrections, grad_out, start, states, written, end),
         *(*q.stride(), *k.stride(), *grad_out.stride(), *start.stride()),
@@ -267,7 +216,7 @@ def _pass_gradients(
 
 
 def _read_gradients(
-    plan: _Plan,
+    plan: Plan,
     q: Tensor,
     k: Tensor,
     written: Tensor,
@@ -278,18 +227,18 @@ def _read_gradients(
     """Return the gradients of queries and keys of linear attention with the values D."""
     from nas_kernels.linear_attention.triton_kernel import key_gradients
 
-    grad_q, grad_k = empty_like_dense(q), plan.empty(plan.key_dim, k, torch.float32)
-    key_gradients[(plan.pairs, cdiv(plan.key_dim, plan.block_k), plan.num_chunks)](
+    grad_q, grad_k = empty_like_dense(q), _empty(plan, plan.key_dim, k, torch.float32)
+    key_gradients[(plan.pairs, plan.num_blocks[0], plan.num_chunks)](
         *(q, k, written, q, grad_out, states, grad_states, grad_q, grad_k, grad_k),
         *(*q.stride(), *k.stride(), *written.stride(), *q.stride(), *grad_out.stride()),
         *(plan.groups, plan.repeats, *plan.sizes, plan.num_chunks, 0.0),
-        **plan.constants(DECAY=0, GATE_GRADIENT=False, num_warps=8),
+        **plan.constants(DECAY=0, GATE_GRADIENT=False, num_warps=plan.more_warps),
     )
     return grad_q, grad_k
 
 
 def _input_gradients(
-    plan: _Plan,
+    plan: Plan,
     inputs: tuple[Tensor, Tensor, Tensor],
     prepared: tuple[Tensor, Tensor],
     states: Tensor,
@@ -300,8 +249,8 @@ def _input_gradients(
     from nas_kernels.delta_rule import triton_kernel
 
     k, v, beta = inputs
-    grad_corrections = plan.empty(plan.key_dim, k)
-    grid = (plan.pairs, cdiv(plan.key_dim, plan.block_k), plan.num_chunks)
+    grad_corrections = _empty(plan, plan.key_dim, k)
+    grid = (plan.pairs, plan.num_blocks[0], plan.num_chunks)
     triton_kernel.correction_gradients[grid](
         *(grad_written, states, grad_corrections, *plan.sizes, plan.num_chunks),
         **plan.constants(),
@@ -310,6 +259,6 @@ def _input_gradients(
     triton_kernel.input_gradients[(plan.pairs, plan.num_chunks)](
         *(*inputs, *prepared, grad_corrections, grad_written, grad_read, *grads),
         *(*k.stride(), *v.stride(), *beta.stride(), plan.groups, *plan.sizes),
-        **plan.inverting(num_warps=8),  # with four, registers spill
+        **_inverting(plan, num_warps=plan.more_warps),
     )
     return grads

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nas_kernels.elastic_linear import launch
+from nas_kernels.elastic_linear import launch, launch_backward
 from nas_kernels.strides import as_rows, unit_rows
 
 
@@ -80,7 +80,7 @@ class ElasticLinear(torch.autograd.Function):
         for i, dy in given.items():
             dy_Mn = as_rows(dy).to(settings.dtype).contiguous()
             gate = gates[i] if gates else None
-            dup, dgate = launch.activation_gradient(
+            dup, dgate = launch_backward.activation_gradient(
                 settings.activation, dy_Mn, ups[i] if ups else None, gate
             )
             dups.append(dup)
@@ -88,10 +88,10 @@ class ElasticLinear(torch.autograd.Function):
         xs = [rows[i] for i in used]
         dweights: tuple[Tensor | None, ...] = (None, None)
         if wanted[1] or wanted[2]:
-            dweights = launch.weight_gradient(xs, dups, dgates, weights)
+            dweights = launch_backward.weight_gradient(xs, dups, dgates, weights)
         dxs: list[Tensor | None] = [None] * num
         if any(wanted[5:]):
-            found = launch.input_gradient(xs, dups, dgates, weights)
+            found = launch_backward.input_gradient(xs, dups, dgates, weights)
             for i, dx in zip(used, found, strict=True):
                 dxs[i] = dx.view(ctx.shapes[i])
         dbiases = [

@@ -10,14 +10,18 @@ Shapes: M tokens, N output rows, K columns, P = ceil(K / 2) bytes of a row, G = 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from nas_kernels import tuning
 from nas_kernels.dispatch import interpreting, launching_on
 from nas_kernels.int4_linear.ref import GROUP, Int4Weight
-from nas_kernels.packed_linear.triton_kernel import Tiles
+from nas_kernels.int4_linear.tiles import int4_tiles
+from nas_kernels.launching import Tiles
 from nas_kernels.split_k.triton_kernel import (
     check_vector,
     num_splits,
@@ -118,17 +122,6 @@ def _tile_kernel(
     )  # fmt: skip
 
 
-def choose_tiles(num_tokens: int, dtype: torch.dtype) -> Tiles:
-    """Return the tile for a number of tokens of a dtype; few are bound by reading weights."""
-    if num_tokens == 1:
-        return Tiles(1, 8, 32 * GROUP, 4, 1)
-    if num_tokens <= 16:
-        return Tiles(16, 32, 128, 4, 4)
-    if num_tokens <= 64 or dtype == torch.float32:
-        return Tiles(64, 64, 64, 4, 3)
-    return Tiles(128, 128, 64, 8, 3)
-
-
 def int4_linear(
     x: Tensor, weight: Int4Weight, bias_N: Tensor | None, splits: int | None = None
 ) -> Tensor:
@@ -147,16 +140,28 @@ def int4_linear(
     (tokens, columns), rows = x_MK.shape, weight.packed_NP.shape[0]
     _check(weight, columns)
     check_vector("bias_N", bias_N, (rows,))
-    out_MN = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
-    if out_MN.numel() == 0:
-        return out_MN.view(*x.shape[:-1], rows)
-    tiles = choose_tiles(tokens, x.dtype)
+    if tokens * rows == 0:
+        return torch.empty(*x.shape[:-1], rows, dtype=x.dtype, device=x.device)
+    candidates = int4_tiles(tokens, x.dtype)
+    tiles, given = candidates[0], (x_MK, weight, bias_N, splits)
+    with launching_on(x):
+        if tuning.wanted():
+            key = tuning.rounded(tokens, rows, columns, x.dtype)
+            tiles = tuning.choose("int4_linear", key, candidates, partial(_launch, *given))
+        out_MN = _launch(*given, tiles)
+    return out_MN.view(*x.shape[:-1], rows)
+
+
+def _launch(
+    x_MK: Tensor, weight: Int4Weight, bias_N: Tensor | None, splits: int | None, tiles: Tiles
+) -> Tensor:
+    (tokens, columns), rows = x_MK.shape, weight.packed_NP.shape[0]
     blocks = triton.cdiv(tokens, tiles.block_m) * triton.cdiv(rows, tiles.block_n)
     steps = triton.cdiv(columns, tiles.block_k)
-    splits = num_splits(blocks, steps, x.device) if splits is None else splits
-    target = out_MN
+    splits = num_splits(blocks, steps, tiles.waves, x_MK.device) if splits is None else splits
+    target = out_MN = torch.empty(tokens, rows, dtype=x_MK.dtype, device=x_MK.device)
     if splits > 1:
-        target = torch.empty(splits, tokens, rows, dtype=torch.float32, device=x.device)
+        target = torch.empty(splits, tokens, rows, dtype=torch.float32, device=x_MK.device)
     pointers = (x_MK, weight.packed_NP, target, weight.scale_NG, weight.zero_NG, bias_N)
     sizes = (rows, columns, triton.cdiv(columns, 2), triton.cdiv(columns, GROUP))
     strides = (*weight.packed_NP.stride(), *weight.scale_NG.stride(), *weight.zero_NG.stride())
@@ -167,20 +172,19 @@ def int4_linear(
         "BLOCK_N": tiles.block_n,
         "num_warps": tiles.warps,
     }
-    with launching_on(x):
-        if tokens == 1:
-            _vector_kernel[(blocks, splits)](
-                *pointers, *sizes, x_MK.stride(1), *tail, **flags, BLOCK_G=tiles.block_k // GROUP
-            )
-        else:
-            _tile_kernel[(blocks, splits)](
-                *pointers, tokens, *sizes, *x_MK.stride(), *tail, **flags,
-                INTERPRETED=interpreting(), BLOCK_M=tiles.block_m, BLOCK_K=tiles.block_k,
-                num_stages=tiles.stages,
-            )  # fmt: skip
-        if splits > 1:
-            sum_splits(target, out_MN, None, None, bias_N)
-    return out_MN.view(*x.shape[:-1], rows)
+    if tokens == 1:
+        _vector_kernel[(blocks, splits)](
+            *pointers, *sizes, x_MK.stride(1), *tail, **flags, BLOCK_G=tiles.block_k // GROUP
+        )
+    else:
+        _tile_kernel[(blocks, splits)](
+            *pointers, tokens, *sizes, *x_MK.stride(), *tail, **flags,
+            INTERPRETED=interpreting(), BLOCK_M=tiles.block_m, BLOCK_K=tiles.block_k,
+            num_stages=tiles.stages,
+        )  # fmt: skip
+    if splits > 1:
+        sum_splits(target, out_MN, None, None, bias_N)
+    return out_MN
 
 
 def _check(weight: Int4Weight, columns: int) -> None:

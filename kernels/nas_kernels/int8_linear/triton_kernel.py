@@ -9,11 +9,15 @@ Shapes: M tokens, N output rows, K columns.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from nas_kernels import tuning
 from nas_kernels.dispatch import launching_on
 from nas_kernels.int8_linear.ref import INT8_MAX, QuantizedActivations
 from nas_kernels.packed_linear.triton_kernel import packed_linear
@@ -70,6 +74,13 @@ def _quantize_kernel(
             tl.store(values_row + k, values, mask=k < K)
 
 
+class Blocks(NamedTuple):
+    """Columns that a program has at a time, and its warps."""
+
+    columns: int
+    warps: int
+
+
 def quantize_activations(x: Tensor, in_features: int) -> QuantizedActivations:
     """Return what the reference returns for `x[..., :in_features]`; values are bit for bit equal.
 
@@ -77,19 +88,31 @@ def quantize_activations(x: Tensor, in_features: int) -> QuantizedActivations:
         x: (..., at least K), floating point of at most 32 bits.
         in_features: K, at least 1.
     """
-    shape = torch.Size((*x.shape[:-1], in_features))
-    x_MK = any_rows(x)
-    tokens = x_MK.shape[0]
-    values_MK = torch.empty(tokens, in_features, dtype=torch.int8, device=x.device)
-    scale_M1 = torch.empty(tokens, 1, dtype=torch.float32, device=x.device)
-    if tokens:
-        block = min(triton.next_power_of_2(in_features), WIDEST)
-        with launching_on(x):
-            _quantize_kernel[(tokens,)](
-                x_MK, values_MK, scale_M1, in_features, *x_MK.stride(), TINY, 1.0 / INT8_MAX,
-                WHOLE=in_features <= block, BLOCK_K=block, num_warps=4 if block <= 2048 else 8,
-            )  # fmt: skip
+    x_MK, shape = any_rows(x), torch.Size((*x.shape[:-1], in_features))
+    block = min(triton.next_power_of_2(in_features), WIDEST)
+    blocks = Blocks(block, 4 if block <= 2048 else 8)
+    with launching_on(x):
+        if tuning.wanted() and len(x_MK):
+            key = tuning.rounded(len(x_MK), in_features, x.dtype)
+            candidates = [blocks, *(Blocks(block, warps) for warps in (4, 8, 16))]
+            if in_features > 4096:
+                candidates += [Blocks(4096, 8), Blocks(4096, 4)]
+            run = partial(_quantize, x_MK, in_features)
+            blocks = tuning.choose("quantize_activations", key, candidates, run)
+        values_MK, scale_M1 = _quantize(x_MK, in_features, blocks)
     return QuantizedActivations(values_MK, scale_M1, shape, x.dtype)
+
+
+def _quantize(x_MK: Tensor, in_features: int, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    tokens = len(x_MK)
+    values_MK = torch.empty(tokens, in_features, dtype=torch.int8, device=x_MK.device)
+    scale_M1 = torch.empty(tokens, 1, dtype=torch.float32, device=x_MK.device)
+    if tokens:
+        _quantize_kernel[(tokens,)](
+            x_MK, values_MK, scale_M1, in_features, *x_MK.stride(), TINY, 1.0 / INT8_MAX,
+            WHOLE=in_features <= blocks.columns, BLOCK_K=blocks.columns, num_warps=blocks.warps,
+        )  # fmt: skip
+    return values_MK, scale_M1
 
 
 def int8_linear(

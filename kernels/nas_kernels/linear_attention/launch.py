@@ -6,27 +6,19 @@ K key width, V value width, E = K or 1 features of the decay.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nas_kernels import tuning
 from nas_kernels.dispatch import launching_on
-from nas_kernels.launching import (
-    as_autocast,
-    cdiv,
-    dot_dtype,
-    dot_precision,
-    empty_like_dense,
-    step_tile,
-    tile,
-)
+from nas_kernels.head_states import Blocks, Plan, block_choices, launch_step, plan_of
+from nas_kernels.launching import as_autocast, empty_like_dense
 from nas_kernels.linear_attention.chunked import MIN_LOG_DECAY
-from nas_kernels.tiles.types import triton_dtype
 
-MAX_CHUNK = 64
 LOWEST_LOG_DECAY = -40.0
 """Of a decay per head: a factor of 4e-18 is nothing, also where 0 was meant, and sums of log decays
 over a chunk stay precise."""
@@ -58,74 +50,11 @@ def step_kernel(
     """Write the state after one token, which may be the one before it, and return (B, H, V)."""
     from nas_kernels.linear_attention.triton_kernel import one_token
 
-    (batch, heads, key_dim), (groups, value_dim) = q_BHK.shape, v_BGV.shape[1:]
     dtype = torch.promote_types(q_BHK.dtype, v_BGV.dtype)
-    out = torch.empty(batch, heads, value_dim, device=q_BHK.device, dtype=dtype)
-    old = new_state_BGKV if state_BGKV is None else state_BGKV
+    out = torch.empty(*q_BHK.shape[:2], v_BGV.shape[2], device=q_BHK.device, dtype=dtype)
     decay, floor = _decay_kind(log_decay_BGE)
-    gate = q_BHK if log_decay_BGE is None else log_decay_BGE
-    block_k, block_v, num_warps = step_tile(key_dim, value_dim)
-    tensors = (q_BHK, k_BGK, v_BGV, gate, old, new_state_BGKV)
-    with launching_on(q_BHK):
-        one_token[(batch * groups, cdiv(value_dim, block_v))](
-            *tensors,
-            out,
-            *(stride for x in tensors for stride in x.stride()),
-            *(groups, heads // groups, key_dim, value_dim, floor),
-            HAS_STATE=state_BGKV is not None,
-            DECAY=decay,
-            BK=block_k,
-            BV=block_v,
-            num_warps=num_warps,
-        )
-    return out
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What the kernels of one call have in common."""
-
-    batch: int
-    heads: int
-    groups: int
-    tokens: int
-    key_dim: int
-    value_dim: int
-    decay: int
-    floor: float
-    chunk: int
-    block_k: int
-    block_v: int
-    dot: torch.dtype
-    precision: str
-
-    @property
-    def num_chunks(self) -> int:
-        return cdiv(self.tokens, self.chunk)
-
-    @property
-    def blocks(self) -> tuple[int, int]:
-        return cdiv(self.key_dim, self.block_k), cdiv(self.value_dim, self.block_v)
-
-    def sizes(self, per_query_head: bool = False) -> tuple[int | float, ...]:
-        """Return the numbers that all kernels take, in their order."""
-        first = self.heads if per_query_head else self.groups
-        repeats = self.heads // self.groups
-        shape = (self.tokens, self.key_dim, self.value_dim)
-        return (first, repeats, *shape, self.num_chunks, self.floor)
-
-    def constants(self, num_warps: int = 4) -> dict[str, Any]:
-        """Return the constants that all kernels take."""
-        return {
-            "DECAY": self.decay,
-            "C": self.chunk,
-            "BK": self.block_k,
-            "BV": self.block_v,
-            "DOT": triton_dtype(self.dot),
-            "PRECISION": self.precision,
-            "num_warps": num_warps,
-            "num_stages": 2,
-        }
+    tensors = (q_BHK, k_BGK, v_BGV, q_BHK if log_decay_BGE is None else log_decay_BGE)
+    return launch_step(one_token, tensors, state_BGKV, new_state_BGKV, out, floor, DECAY=decay)
 
 
 def _decay_kind(log_decay: Tensor | None) -> tuple[int, float]:
@@ -133,28 +62,6 @@ def _decay_kind(log_decay: Tensor | None) -> tuple[int, float]:
     if log_decay is None:
         return 0, 0.0
     return (2, MIN_LOG_DECAY) if log_decay.shape[-1] > 1 else (1, LOWEST_LOG_DECAY)
-
-
-def _plan(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, chunk: int | None) -> _Plan:
-    decay, floor = _decay_kind(log_decay)
-    dot = dot_dtype(q, k, v)
-    # Tiles in fp32 take twice the shared memory.
-    side = 64 if dot == torch.bfloat16 else 32
-    return _Plan(
-        batch=q.shape[0],
-        heads=q.shape[1],
-        groups=k.shape[1],
-        tokens=q.shape[2],
-        key_dim=q.shape[3],
-        value_dim=v.shape[3],
-        decay=decay,
-        floor=floor,
-        chunk=chunk or tile(q.shape[2], MAX_CHUNK),
-        block_k=tile(q.shape[3], side),
-        block_v=tile(v.shape[3], side),
-        dot=dot,
-        precision=dot_precision(q, k, v),
-    )
 
 
 class _LinearAttention(torch.autograd.Function):
@@ -170,22 +77,16 @@ class _LinearAttention(torch.autograd.Function):
         state: Tensor | None,
         chunk: int | None,
     ) -> tuple[Tensor, Tensor]:
-        from nas_kernels.linear_attention.triton_kernel import read_outputs
-
-        plan = _plan(q, k, v, log_decay, chunk)
-        states, last = _pass_states(plan, k, v, log_decay, state, backward=False)
-        dtype = torch.promote_types(q.dtype, v.dtype)
-        out = torch.empty(*q.shape[:3], v.shape[3], device=q.device, dtype=dtype)
-        gate = q if log_decay is None else log_decay
-        read_outputs[(plan.batch * plan.heads, plan.blocks[1], plan.num_chunks)](
-            *(q, k, v, gate, states, out),
-            *(*q.stride(), *k.stride(), *v.stride(), *gate.stride()),
-            *plan.sizes(per_query_head=True),
-            **plan.constants(),
-        )
-        ctx.save_for_backward(q, k, v, log_decay, state)
+        given = (q, k, v, log_decay, state)
+        candidates = block_choices(q, k, v, chunk)
+        blocks = candidates[0]
+        if tuning.wanted():
+            run, key = partial(_forward, *given), _key(q, k, v, log_decay)
+            blocks = tuning.choose("linear_attention", key, candidates, run)
+        out, last = _forward(*given, blocks)
+        ctx.save_for_backward(*given)
         ctx.set_materialize_grads(False)
-        ctx.plan = plan
+        ctx.chunk = chunk
         return out, last
 
     @staticmethod
@@ -193,25 +94,84 @@ class _LinearAttention(torch.autograd.Function):
     def backward(
         ctx: Any, grad_out: Tensor | None, grad_last: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        q, k, v, log_decay, state = ctx.saved_tensors
-        plan: _Plan = ctx.plan
+        q, k, v, log_decay, _ = saved = ctx.saved_tensors
         if grad_out is None:
             grad_out = q.new_zeros(1).expand(*q.shape[:3], v.shape[3])
-        grad_states, grad_start = _pass_states(plan, q, grad_out, log_decay, grad_last, True)
-        grad_q = grad_k = grad_v = grad_g = None
-        if any(ctx.needs_input_grad[i] for i in (0, 1, 3)):
-            states, _ = _pass_states(plan, k, v, log_decay, state, backward=False)
-            grad_q, grad_k, grad_g = _key_gradients(
-                plan, (q, k, v, log_decay), grad_out, states, grad_states, ctx.needs_input_grad[3]
-            )
-        if ctx.needs_input_grad[2]:
-            grad_v = _value_gradients(plan, (q, k, v, log_decay), grad_out, grad_states)
-        grad_state = None if state is None else grad_start.to(state.dtype)
-        return grad_q, grad_k, grad_v, grad_g, grad_state, None
+        given = (saved, grad_out, grad_last, ctx.needs_input_grad)
+        candidates = block_choices(q, k, v, ctx.chunk)
+        blocks = candidates[0]
+        if tuning.wanted():
+            run, key = partial(_backward, *given), _key(q, k, v, log_decay)
+            blocks = tuning.choose("linear_attention backward", key, candidates, run)
+        return *_backward(*given, blocks), None
+
+
+def _key(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None) -> tuning.Key:
+    """Return what the choice of blocks depends on."""
+    decay, _ = _decay_kind(log_decay)
+    return tuning.rounded(*q.shape, k.shape[1], v.shape[3], decay, q.dtype)
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor | None,
+    blocks: Blocks,
+) -> tuple[Tensor, Tensor]:
+    """Return outputs and the last state."""
+    from nas_kernels.linear_attention.triton_kernel import read_outputs
+
+    plan = plan_of(q, k, v, blocks, *_decay_kind(log_decay))
+    states, last = _pass_states(plan, k, v, log_decay, state, backward=False)
+    dtype = torch.promote_types(q.dtype, v.dtype)
+    out = torch.empty(*q.shape[:3], v.shape[3], device=q.device, dtype=dtype)
+    gate = q if log_decay is None else log_decay
+    read_outputs[(plan.batch * plan.heads, plan.num_blocks[1], plan.num_chunks)](
+        *(q, k, v, gate, states, out),
+        *(*q.stride(), *k.stride(), *v.stride(), *gate.stride()),
+        *_sizes(plan, per_query_head=True),
+        **_constants(plan),
+    )
+    return out, last
+
+
+def _backward(
+    saved: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
+    grad_out: Tensor,
+    grad_last: Tensor | None,
+    wanted: tuple[bool, ...],
+    blocks: Blocks,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of what was saved."""
+    q, k, v, log_decay, state = saved
+    plan, inputs = plan_of(q, k, v, blocks, *_decay_kind(log_decay)), (q, k, v, log_decay)
+    grad_states, grad_start = _pass_states(plan, q, grad_out, log_decay, grad_last, True)
+    grad_q = grad_k = grad_v = grad_g = None
+    if any(wanted[i] for i in (0, 1, 3)):
+        states, _ = _pass_states(plan, k, v, log_decay, state, backward=False)
+        grad_q, grad_k, grad_g = _key_gradients(
+            plan, inputs, grad_out, states, grad_states, wanted[3]
+        )
+    if wanted[2]:
+        grad_v = _value_gradients(plan, inputs, grad_out, grad_states)
+    grad_state = None if state is None else grad_start.to(state.dtype)
+    return grad_q, grad_k, grad_v, grad_g, grad_state
+
+
+def _sizes(plan: Plan, per_query_head: bool = False) -> tuple[float, ...]:
+    """Return the numbers that all kernels take, in their order."""
+    first = plan.heads if per_query_head else plan.groups
+    return (first, plan.repeats, *plan.sizes, plan.num_chunks, plan.floor)
+
+
+def _constants(plan: Plan, **others: Any) -> dict[str, Any]:
+    return plan.constants(DECAY=plan.decay, **others)
 
 
 def _pass_states(
-    plan: _Plan,
+    plan: Plan,
     a: Tensor,
     b: Tensor,
     log_decay: Tensor | None,
@@ -221,27 +181,24 @@ def _pass_states(
     """Return the states of all chunks (B, G, N + 1, K, V) and the last one computed, in fp32."""
     from nas_kernels.linear_attention.triton_kernel import pass_states
 
-    shape = (plan.batch, plan.groups, plan.num_chunks + 1, plan.key_dim, plan.value_dim)
-    states = torch.empty(shape, device=a.device, dtype=plan.dot)
-    end = torch.empty(shape[:2] + shape[3:], device=a.device, dtype=torch.float32)
+    states, end = plan.empty_states(a)
     gate, first = (a if log_decay is None else log_decay), (end if start is None else start)
-    constants = plan.constants()
-    sizes = plan.sizes()
+    sizes = _sizes(plan)
     if not backward:
         sizes = (sizes[0], 1, *sizes[2:])  # keys and values have one head in each group
-    pass_states[(plan.batch * plan.groups, *plan.blocks)](
+    pass_states[(plan.pairs, *plan.num_blocks)](
         *(a, b, gate, first, states, end),
         *(*a.stride(), *b.stride(), *gate.stride(), *first.stride()),
         *sizes,
         HAS_START=start is not None,
         BACKWARD=backward,
-        **constants,
+        **_constants(plan),
     )
     return states, end
 
 
 def _key_gradients(
-    plan: _Plan,
+    plan: Plan,
     inputs: tuple[Tensor, Tensor, Tensor, Tensor | None],
     grad_out: Tensor,
     states: Tensor,
@@ -254,14 +211,14 @@ def _key_gradients(
     grad_q, grad_k = empty_like_dense(q), empty_like_dense(k)
     grad_g, gate = grad_k, (q if log_decay is None else log_decay)
     if of_decay:
-        width = plan.key_dim if plan.decay == 2 else plan.blocks[0]
+        width = plan.key_dim if plan.decay == 2 else plan.num_blocks[0]
         grad_g = torch.empty(*k.shape[:3], width, device=k.device, dtype=torch.float32)
-    key_gradients[(plan.batch * plan.groups, plan.blocks[0], plan.num_chunks)](
+    key_gradients[(plan.pairs, plan.num_blocks[0], plan.num_chunks)](
         *(q, k, v, gate, grad_out, states, grad_states, grad_q, grad_k, grad_g),
         *(*q.stride(), *k.stride(), *v.stride(), *gate.stride(), *grad_out.stride()),
-        *plan.sizes(),
+        *_sizes(plan),
         GATE_GRADIENT=of_decay,
-        **plan.constants(num_warps=8),  # with four, registers spill
+        **_constants(plan, num_warps=plan.more_warps),
     )
     if log_decay is None or not of_decay:
         return grad_q, grad_k, None
@@ -271,7 +228,7 @@ def _key_gradients(
 
 
 def _value_gradients(
-    plan: _Plan,
+    plan: Plan,
     inputs: tuple[Tensor, Tensor, Tensor, Tensor | None],
     grad_out: Tensor,
     grad_states: Tensor,
@@ -280,10 +237,10 @@ def _value_gradients(
 
     q, k, v, log_decay = inputs
     grad_v, gate = empty_like_dense(v), (q if log_decay is None else log_decay)
-    value_gradients[(plan.batch * plan.groups, plan.blocks[1], plan.num_chunks)](
+    value_gradients[(plan.pairs, plan.num_blocks[1], plan.num_chunks)](
         *(q, k, gate, grad_out, grad_states, grad_v),
         *(*q.stride(), *k.stride(), *gate.stride(), *grad_out.stride()),
-        *plan.sizes(),
-        **plan.constants(),
+        *_sizes(plan),
+        **_constants(plan),
     )
     return grad_v

@@ -5,18 +5,17 @@ Shapes: B batch, T tokens, N chunks of L tokens, C channels.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nas_kernels import tuning
 from nas_kernels.dispatch import launching_on
-from nas_kernels.launching import cdiv, empty_like_dense, power_of_two
-
-MAX_CHUNK = 64
-MAX_BLOCK = 32
-"""Channels of a program."""
+from nas_kernels.launching import cdiv, empty_like_dense
+from nas_kernels.scan_blocks import Blocks, block_choices
 
 
 def linear_scan_kernels(
@@ -35,8 +34,7 @@ class _LinearScan(torch.autograd.Function):
     def forward(
         ctx: Any, decay: Tensor, x: Tensor, state: Tensor | None, chunk: int | None
     ) -> Tensor:
-        out = torch.empty(x.shape, device=x.device, dtype=torch.float32)
-        _scan(decay, x, state, out, None, None, chunk)
+        out = _scan("linear_scan", (decay, x, state), None, None, chunk)
         ctx.save_for_backward(decay, state, out)
         ctx.types = decay.dtype, x.dtype
         ctx.chunk = chunk
@@ -47,9 +45,9 @@ class _LinearScan(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         decay, state, hidden = ctx.saved_tensors
         decay_dtype, input_dtype = ctx.types
-        grad_input = torch.empty(hidden.shape, device=hidden.device, dtype=torch.float32)
         grad_decay = empty_like_dense(hidden, decay_dtype)
-        _scan(decay, grad, state, grad_input, hidden, grad_decay, ctx.chunk)
+        given = (decay, grad, state)
+        grad_input = _scan("linear_scan backward", given, hidden, grad_decay, ctx.chunk)
         grad_state = None
         if state is not None:
             grad_state = (grad_input[:, 0] * decay[:, 0]).to(state.dtype)
@@ -57,31 +55,54 @@ class _LinearScan(torch.autograd.Function):
 
 
 def _scan(
-    decay: Tensor,
-    x: Tensor,
-    state: Tensor | None,
-    out: Tensor,
+    operation: str,
+    given: tuple[Tensor, Tensor, Tensor | None],
     hidden: Tensor | None,
     grad_decay: Tensor | None,
     chunk: int | None,
-) -> None:
-    """Fill `out` with the states; with `hidden`, the states of before, with their gradients."""
+) -> Tensor:
+    """Return the states; with `hidden`, the states of before, their gradients, and `grad_decay`.
+
+    Args:
+        operation: to choose blocks for.
+        given: decay, input and first state.
+        hidden: every state, for the gradients.
+        grad_decay: written where `hidden` is given.
+        chunk: what the caller asks for.
+    """
+    x = given[1]
+    candidates = block_choices(x.shape, chunk)
+    blocks = candidates[0]
+    if tuning.wanted():
+        key, run = tuning.rounded(*x.shape, x.dtype), partial(_launch, *given, hidden, grad_decay)
+        blocks = tuning.choose(operation, key, candidates, run)
+    return _launch(*given, hidden, grad_decay, blocks)
+
+
+def _launch(
+    decay: Tensor,
+    x: Tensor,
+    state: Tensor | None,
+    hidden: Tensor | None,
+    grad_decay: Tensor | None,
+    blocks: Blocks,
+) -> Tensor:
     from nas_kernels.linear_scan.triton_kernel import pass_states, sum_chunks, write_states
 
     batch, tokens, channels = x.shape
-    length = chunk or min(power_of_two(tokens), MAX_CHUNK)
-    block = min(power_of_two(channels), MAX_BLOCK)
-    grid = (batch, cdiv(channels, block), cdiv(tokens, length))
+    grid = (batch, cdiv(channels, blocks.channels), cdiv(tokens, blocks.chunk))
+    out = torch.empty(x.shape, device=x.device, dtype=torch.float32)
     products = torch.empty(batch, grid[2], channels, device=x.device, dtype=torch.float32)
     ends, states = empty_like_dense(products), empty_like_dense(products)
-    constants = {"REVERSE": hidden is not None, "L": length, "BC": block, "num_warps": 4}
+    constants = {"L": blocks.chunk, "BC": blocks.channels, "num_warps": blocks.warps}
+    constants["REVERSE"] = hidden is not None
     strides = (*decay.stride(), *x.stride())
     sum_chunks[grid](decay, x, products, ends, *strides, tokens, channels, **constants)
     first = products[:, 0] if state is None else state
     pass_states[grid[:2]](
         *(products, ends, first, states, *first.stride(), channels, grid[2]),
         HAS_START=state is not None and hidden is None,
-        BC=block,
+        BC=blocks.channels,
         num_warps=1,
     )
     hidden, grad_decay = (
@@ -94,3 +115,4 @@ def _scan(
         HAS_START=state is not None,
         **constants,
     )
+    return out

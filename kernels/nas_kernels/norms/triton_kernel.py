@@ -11,6 +11,7 @@ Shapes: R rows, D features of a row, P programs.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,11 +20,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nas_kernels import tuning
 from nas_kernels.dispatch import launching_on, num_multiprocessors
+from nas_kernels.norms.blocks import Blocks, backward_blocks, forward_blocks, padded_width
 from nas_kernels.strides import as_rows
-
-TILE = 2048
-"""Elements below which a program takes several rows."""
 
 
 @triton.jit
@@ -106,12 +106,6 @@ def _backward_kernel(
         tl.store(dbias_ptr + program * width + cols, dbias, mask=in_row)
 
 
-def _tile(width: int) -> tuple[int, int]:
-    """Return rows of a program, and its columns."""
-    block = max(triton.next_power_of_2(width), 16)
-    return max(TILE // block, 1) if block < TILE else 1, block
-
-
 class Normalise(torch.autograd.Function):
     """The sum of two inputs, where there are two, and its norm."""
 
@@ -126,27 +120,16 @@ class Normalise(torch.autograd.Function):
         centred: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the norm, and the sum where there is a residual."""
-        x_RD = as_rows(x)
-        num_rows, width = x_RD.shape
-        total_RD, residual_RD = x_RD, None
-        if residual is not None:
-            residual_RD = as_rows(residual)
-            dtype = torch.promote_types(x.dtype, residual.dtype)
-            total_RD = torch.empty(num_rows, width, dtype=dtype, device=x.device)
-        y_RD = torch.empty(num_rows, width, dtype=total_RD.dtype, device=x.device)
-        scale_R = torch.empty(num_rows, dtype=torch.float32, device=x.device)
-        mean_R = torch.empty_like(scale_R) if centred else None
+        x_RD, residual_RD = as_rows(x), None if residual is None else as_rows(residual)
         weight_D = weight_D.contiguous()
         bias_D = None if bias_D is None else bias_D.contiguous()
-        rows, block = _tile(width)
+        candidates = forward_blocks(padded_width(x_RD.shape[1]))
+        blocks, given = candidates[0], (x_RD, residual_RD, weight_D, bias_D, eps, centred)
         with launching_on(x):
-            _forward_kernel[(triton.cdiv(num_rows, rows),)](
-                x_RD, residual_RD, weight_D, bias_D, total_RD, y_RD, mean_R, scale_R,
-                x_RD.stride(0), 0 if residual_RD is None else residual_RD.stride(0),
-                num_rows, width, eps,
-                CENTRED=centred, HAS_RESIDUAL=residual is not None, HAS_BIAS=bias_D is not None,
-                ROWS=rows, BLOCK=block, num_warps=_num_warps(rows * block, 1024, 16),
-            )  # fmt: skip
+            if tuning.wanted():
+                key = tuning.rounded(*x_RD.shape, residual is not None, centred, x.dtype)
+                blocks = tuning.choose("norms", key, candidates, partial(_forward, *given))
+            y_RD, total_RD, mean_R, scale_R = _forward(*given, blocks)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(total_RD, weight_D, mean_R, scale_R)
         ctx.shape, ctx.dtypes = x.shape, (x.dtype, None if residual is None else residual.dtype)
@@ -173,36 +156,80 @@ class Normalise(torch.autograd.Function):
         )
 
 
+def _forward(
+    x_RD: Tensor,
+    residual_RD: Tensor | None,
+    weight_D: Tensor,
+    bias_D: Tensor | None,
+    eps: float,
+    centred: bool,
+    blocks: Blocks,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Return the norm, what it is of, and its rows' means and factors."""
+    (num_rows, width), total_RD, stride = x_RD.shape, x_RD, 0
+    if residual_RD is not None:
+        dtype = torch.promote_types(x_RD.dtype, residual_RD.dtype)
+        total_RD = torch.empty(num_rows, width, dtype=dtype, device=x_RD.device)
+        stride = residual_RD.stride(0)
+    y_RD = torch.empty(num_rows, width, dtype=total_RD.dtype, device=x_RD.device)
+    scale_R = torch.empty(num_rows, dtype=torch.float32, device=x_RD.device)
+    mean_R = torch.empty_like(scale_R) if centred else None
+    _forward_kernel[(triton.cdiv(num_rows, blocks.rows),)](
+        x_RD, residual_RD, weight_D, bias_D, total_RD, y_RD, mean_R, scale_R,
+        x_RD.stride(0), stride, num_rows, width, eps,
+        CENTRED=centred, HAS_RESIDUAL=residual_RD is not None, HAS_BIAS=bias_D is not None,
+        ROWS=blocks.rows, BLOCK=padded_width(width), num_warps=blocks.warps,
+    )  # fmt: skip
+    return y_RD, total_RD, mean_R, scale_R
+
+
 def _gradients(
     ctx: Any, dy: Tensor, dsum: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the gradients of the normalised input, of the weight and of the bias."""
     x_RD, weight_D, mean_R, scale_R = ctx.saved_tensors
-    num_rows, width = x_RD.shape
     dy_RD, dsum_RD = as_rows(dy), None if dsum is None else as_rows(dsum)
-    rows, block = _tile(width)
-    num_warps = _num_warps(rows * block, 512, 16)
-    num_programs = num_multiprocessors(x_RD.device) * (16 // num_warps)
-    num_tiles = triton.cdiv(num_rows, rows * num_programs)
-    num_programs = triton.cdiv(num_rows, rows * num_tiles)
-    needs_weight, needs_bias = ctx.needs_input_grad[2:4]
-    options = {"dtype": torch.float32, "device": x_RD.device}
-    dx_RD = torch.empty(num_rows, width, dtype=x_RD.dtype, device=x_RD.device)
-    dweight_PD = torch.empty(num_programs, width, **options) if needs_weight else None
-    dbias_PD = torch.empty(num_programs, width, **options) if needs_bias else None
+    of_weight, of_bias = ctx.needs_input_grad[2:4]
+    candidates = backward_blocks(padded_width(x_RD.shape[1]))
+    blocks = candidates[0]
+    given = (x_RD, weight_D, mean_R, scale_R, dy_RD, dsum_RD, of_weight, of_bias)
     with launching_on(x_RD):
-        _backward_kernel[(num_programs,)](
-            x_RD, weight_D, mean_R, scale_R, dy_RD, dsum_RD, dx_RD, dweight_PD, dbias_PD,
-            x_RD.stride(0), dy_RD.stride(0), 0 if dsum_RD is None else dsum_RD.stride(0),
-            num_rows, width, num_tiles,
-            CENTRED=mean_R is not None, HAS_DSUM=dsum is not None, NEEDS_WEIGHT=needs_weight,
-            NEEDS_BIAS=needs_bias, ROWS=rows, BLOCK=block, num_warps=num_warps,
-        )  # fmt: skip
+        if tuning.wanted():
+            key = tuning.rounded(*x_RD.shape, dsum is not None, of_weight, of_bias, x_RD.dtype)
+            run = partial(_backward, *given)
+            blocks = tuning.choose("norms backward", key, candidates, run)
+        dx_RD, dweight_PD, dbias_PD = _backward(*given, blocks)
     dweight_D = None if dweight_PD is None else dweight_PD.sum(dim=0).to(weight_D.dtype)
     dbias_D = None if dbias_PD is None else dbias_PD.sum(dim=0).to(ctx.bias_dtype)
     return dx_RD.view(ctx.shape), dweight_D, dbias_D
 
 
-def _num_warps(elements: int, each: int, most: int) -> int:
-    """Return warps so that one holds `each` elements, 4 at least."""
-    return min(max(elements // each, 4), most)
+def _backward(
+    x_RD: Tensor,
+    weight_D: Tensor,
+    mean_R: Tensor | None,
+    scale_R: Tensor,
+    dy_RD: Tensor,
+    dsum_RD: Tensor | None,
+    needs_weight: bool,
+    needs_bias: bool,
+    blocks: Blocks,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return the gradient of the normalised input, and programs' parts of the others."""
+    num_rows, width = x_RD.shape
+    most_programs = num_multiprocessors(x_RD.device) * blocks.programs
+    num_tiles = triton.cdiv(num_rows, blocks.rows * most_programs)
+    num_programs = triton.cdiv(num_rows, blocks.rows * num_tiles)
+    dx_RD = torch.empty(num_rows, width, dtype=x_RD.dtype, device=x_RD.device)
+    options: dict[str, Any] = {"dtype": torch.float32, "device": x_RD.device}
+    dweight_PD = torch.empty(num_programs, width, **options) if needs_weight else None
+    dbias_PD = torch.empty(num_programs, width, **options) if needs_bias else None
+    _backward_kernel[(num_programs,)](
+        x_RD, weight_D, mean_R, scale_R, dy_RD, dsum_RD, dx_RD, dweight_PD, dbias_PD,
+        x_RD.stride(0), dy_RD.stride(0), 0 if dsum_RD is None else dsum_RD.stride(0),
+        num_rows, width, num_tiles,
+        CENTRED=mean_R is not None, HAS_DSUM=dsum_RD is not None, NEEDS_WEIGHT=needs_weight,
+        NEEDS_BIAS=needs_bias, ROWS=blocks.rows, BLOCK=padded_width(width),
+        num_warps=blocks.warps,
+    )  # fmt: skip
+    return dx_RD, dweight_PD, dbias_PD

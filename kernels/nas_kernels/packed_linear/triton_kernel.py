@@ -11,14 +11,17 @@ Shapes: M tokens, N output rows, K columns, P stored bytes of a row, S parts of 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from nas_kernels import tuning
 from nas_kernels.dispatch import interpreting, launching_on
+from nas_kernels.launching import Tiles
+from nas_kernels.packed_linear.tiles import packed_tiles
 from nas_kernels.split_k.triton_kernel import (
     check_vector,
     num_splits,
@@ -121,35 +124,6 @@ def _vector_kernel(
     )  # fmt: skip
 
 
-class Tiles(NamedTuple):
-    """Sizes of the part of the product that one program computes."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    warps: int
-    stages: int
-
-
-def choose_tiles(num_tokens: int, codes: int, dtype: torch.dtype) -> Tiles:
-    """Return the tile for a number of tokens; one token is not for the matrix units.
-
-    Args:
-        num_tokens: M.
-        codes: in a byte.
-        dtype: of the inputs; the tiles of all stages have to fit in shared memory.
-    """
-    if num_tokens == 1:
-        return Tiles(1, 8, 512 * codes, 4, 1)
-    if num_tokens <= 16:
-        return Tiles(16, 32, 128 if dtype == torch.float32 else 256, 4, 4)
-    if dtype == torch.float32:
-        return Tiles(64, 64, 64, 4, 3)
-    if num_tokens <= 64:
-        return Tiles(64, 64, 128, 4, 3)
-    return Tiles(128, 128, 128 if dtype == torch.int8 else 64, 8, 3)
-
-
 def packed_linear(
     x_MK: Tensor,
     packed_NP: Tensor,
@@ -184,15 +158,35 @@ def packed_linear(
         )
     check_vector("scale_N", scale_N, (rows, 1))
     check_vector("bias_N", bias_N, (rows,))
-    out_MN = torch.empty(tokens, rows, dtype=dtype, device=x_MK.device)
-    if out_MN.numel() == 0:
-        return out_MN
-    tiles, integer = choose_tiles(tokens, codes, x_MK.dtype), not x_MK.is_floating_point()
+    if tokens * rows == 0:
+        return torch.empty(tokens, rows, dtype=dtype, device=x_MK.device)
+    candidates = packed_tiles(tokens, codes, x_MK.dtype)
+    tiles, given = candidates[0], (x_MK, packed_NP, scale_N, scale_M, bias_N, codes, dtype, splits)
+    with launching_on(x_MK):
+        if tuning.wanted():
+            key = tuning.rounded(tokens, rows, columns, codes, x_MK.dtype)
+            run = partial(_launch, *given)
+            tiles = tuning.choose("packed_linear", key, candidates, run)
+        return _launch(*given, tiles)
+
+
+def _launch(
+    x_MK: Tensor,
+    packed_NP: Tensor,
+    scale_N: Tensor,
+    scale_M: Tensor | None,
+    bias_N: Tensor | None,
+    codes: int,
+    dtype: torch.dtype,
+    splits: int | None,
+    tiles: Tiles,
+) -> Tensor:
+    (tokens, columns), rows = x_MK.shape, packed_NP.shape[0]
     blocks = triton.cdiv(tokens, tiles.block_m) * triton.cdiv(rows, tiles.block_n)
     steps = triton.cdiv(columns, tiles.block_k)
-    splits = num_splits(blocks, steps, x_MK.device) if splits is None else splits
-    steps_each = triton.cdiv(steps, splits)
-    target = out_MN
+    splits = num_splits(blocks, steps, tiles.waves, x_MK.device) if splits is None else splits
+    integer = not x_MK.is_floating_point()
+    target = out_MN = torch.empty(tokens, rows, dtype=dtype, device=x_MK.device)
     if splits > 1:
         acc_dtype = torch.int32 if integer else torch.float32
         target = torch.empty(splits, tokens, rows, dtype=acc_dtype, device=x_MK.device)
@@ -206,19 +200,19 @@ def packed_linear(
         "BLOCK_N": tiles.block_n,
         "num_warps": tiles.warps,
     }
-    tail = (row_stride(scale_N), row_stride(bias_N), steps_each)
-    with launching_on(x_MK):
-        if tokens == 1:
-            _vector_kernel[(blocks, splits)](
-                *pointers, rows, columns, stored, x_MK.stride(1), *packed_NP.stride(), *tail,
-                **flags, BLOCK_P=tiles.block_k // codes,
-            )  # fmt: skip
-        else:
-            _tile_kernel[(blocks, splits)](
-                *pointers, tokens, rows, columns, stored, *x_MK.stride(), *packed_NP.stride(),
-                row_stride(scale_M), *tail, **flags, INTERPRETED=interpreting(),
-                BLOCK_M=tiles.block_m, BLOCK_K=tiles.block_k, num_stages=tiles.stages,
-            )  # fmt: skip
-        if splits > 1:
-            sum_splits(target, out_MN, scale_M, scale_N, bias_N)
+    sizes = (rows, columns, triton.cdiv(columns, codes))
+    tail = (row_stride(scale_N), row_stride(bias_N), triton.cdiv(steps, splits))
+    if tokens == 1:
+        _vector_kernel[(blocks, splits)](
+            *pointers, *sizes, x_MK.stride(1), *packed_NP.stride(), *tail,
+            **flags, BLOCK_P=tiles.block_k // codes,
+        )  # fmt: skip
+    else:
+        _tile_kernel[(blocks, splits)](
+            *pointers, tokens, *sizes, *x_MK.stride(), *packed_NP.stride(),
+            row_stride(scale_M), *tail, **flags, INTERPRETED=interpreting(),
+            BLOCK_M=tiles.block_m, BLOCK_K=tiles.block_k, num_stages=tiles.stages,
+        )  # fmt: skip
+    if splits > 1:
+        sum_splits(target, out_MN, scale_M, scale_N, bias_N)
     return out_MN

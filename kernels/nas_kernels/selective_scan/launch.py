@@ -6,18 +6,17 @@ Shapes: B batch, T tokens, N chunks of L tokens, C channels, S numbers of state 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nas_kernels import tuning
 from nas_kernels.dispatch import launching_on
-from nas_kernels.launching import cdiv, empty_like_dense, power_of_two, step_tile
-
-MAX_CHUNK = 64
-MAX_BLOCK = 32
-"""Channels of a program."""
+from nas_kernels.launching import cdiv, empty_like_dense, step_tile
+from nas_kernels.scan_blocks import MAX_CHANNELS, Blocks, block_choices
 
 
 def selective_scan_kernels(
@@ -74,38 +73,31 @@ class _Plan:
     tokens: int
     channels: int
     num_states: int
-    chunk: int
-    block: int
+    blocks: Blocks
 
     @property
     def num_chunks(self) -> int:
-        return cdiv(self.tokens, self.chunk)
+        return cdiv(self.tokens, self.blocks.chunk)
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        return self.batch, cdiv(self.channels, self.block), self.num_chunks
+        return self.batch, cdiv(self.channels, self.blocks.channels), self.num_chunks
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
         return self.tokens, self.channels, self.num_states, self.num_chunks
 
     def constants(self) -> dict[str, int]:
-        return {"L": self.chunk, "BC": self.block, "num_warps": 4}
+        blocks = self.blocks
+        return {"L": blocks.chunk, "BC": blocks.channels, "num_warps": blocks.warps}
 
     def empty(self, like: Tensor, *shape: int) -> Tensor:
         return torch.empty(self.batch, *shape, device=like.device, dtype=torch.float32)
 
 
-def _plan(x: Tensor, a: Tensor, chunk: int | None) -> _Plan:
+def _plan(x: Tensor, a: Tensor, blocks: Blocks) -> _Plan:
     batch, tokens, channels = x.shape
-    return _Plan(
-        batch=batch,
-        tokens=tokens,
-        channels=channels,
-        num_states=a.shape[1],
-        chunk=chunk or min(power_of_two(tokens), MAX_CHUNK),
-        block=min(power_of_two(channels), MAX_BLOCK),
-    )
+    return _Plan(batch, tokens, channels, a.shape[1], blocks)
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -122,21 +114,16 @@ class _SelectiveScan(torch.autograd.Function):
         state: Tensor | None,
         chunk: int | None,
     ) -> tuple[Tensor, Tensor]:
-        from nas_kernels.selective_scan.triton_kernel import read_outputs
-
-        plan = _plan(x, a, chunk)
-        states, last = _pass_states(plan, x, delta, a, write, state, backward=False)
-        out = torch.empty(x.shape, device=x.device, dtype=torch.float32)
-        inputs = (x, delta, a, write, read)
-        read_outputs[plan.grid](
-            *(*inputs, states, out),
-            *(stride for z in inputs for stride in z.stride()),
-            *plan.sizes,
-            **plan.constants(),
-        )
-        ctx.save_for_backward(x, delta, a, write, read, state)
+        given = (x, delta, a, write, read, state)
+        candidates = block_choices(x.shape, chunk)
+        blocks = candidates[0]
+        if tuning.wanted():
+            key = tuning.rounded(*x.shape, a.shape[1], x.dtype)
+            blocks = tuning.choose("selective_scan", key, candidates, partial(_forward, *given))
+        out, last = _forward(*given, blocks)
+        ctx.save_for_backward(*given)
         ctx.set_materialize_grads(False)
-        ctx.plan = plan
+        ctx.chunk = chunk
         return out, last
 
     @staticmethod
@@ -144,38 +131,74 @@ class _SelectiveScan(torch.autograd.Function):
     def backward(
         ctx: Any, grad_out: Tensor | None, grad_last: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        from nas_kernels.selective_scan.triton_kernel import input_gradients
-
-        *inputs, state = ctx.saved_tensors
-        x, delta, a, write, read = inputs
-        plan: _Plan = ctx.plan
+        x, _, a, *_ = saved = ctx.saved_tensors
         if grad_out is None:
             grad_out = x.new_zeros(1).expand(x.shape)
-        states, _ = _pass_states(plan, x, delta, a, write, state, backward=False)
-        grad_states, grad_start = _pass_states(
-            plan, grad_out, delta, a, read, grad_last, backward=True
-        )
-        grad_x, grad_delta = empty_like_dense(x), empty_like_dense(delta)
-        grad_a = plan.empty(a, plan.num_chunks, plan.channels, plan.num_states)
-        shares = (plan.grid[1], plan.tokens, plan.num_states)
-        grad_write, grad_read = plan.empty(a, *shares), plan.empty(a, *shares)
-        input_gradients[plan.grid](
-            *(*inputs, grad_out, states, grad_states),
-            *(grad_x, grad_delta, grad_a, grad_write, grad_read),
-            *(stride for z in (*inputs, grad_out) for stride in z.stride()),
-            *plan.sizes,
-            # Ten tiles live through its loop: four warps would spill registers.
-            **(plan.constants() | {"num_warps": 8}),
-        )
-        return (
-            grad_x,
-            grad_delta,
-            grad_a.sum(dim=(0, 1)).to(a.dtype),
-            grad_write.sum(dim=1).to(write.dtype),
-            grad_read.sum(dim=1).to(read.dtype),
-            None if state is None else grad_start.to(state.dtype),
-            None,
-        )
+        given = (saved, grad_out, grad_last)
+        candidates = block_choices(x.shape, ctx.chunk)
+        blocks = candidates[0]
+        if tuning.wanted():
+            key, run = tuning.rounded(*x.shape, a.shape[1], x.dtype), partial(_backward, *given)
+            blocks = tuning.choose("selective_scan backward", key, candidates, run)
+        return *_backward(*given, blocks), None
+
+
+def _forward(
+    x: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    write: Tensor,
+    read: Tensor,
+    state: Tensor | None,
+    blocks: Blocks,
+) -> tuple[Tensor, Tensor]:
+    """Return outputs and the last state."""
+    from nas_kernels.selective_scan.triton_kernel import read_outputs
+
+    plan = _plan(x, a, blocks)
+    states, last = _pass_states(plan, x, delta, a, write, state, backward=False)
+    out = torch.empty(x.shape, device=x.device, dtype=torch.float32)
+    inputs = (x, delta, a, write, read)
+    read_outputs[plan.grid](
+        *(*inputs, states, out),
+        *(stride for z in inputs for stride in z.stride()),
+        *plan.sizes,
+        **plan.constants(),
+    )
+    return out, last
+
+
+def _backward(
+    saved: tuple[Tensor, ...], grad_out: Tensor, grad_last: Tensor | None, blocks: Blocks
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of what was saved."""
+    from nas_kernels.selective_scan.triton_kernel import input_gradients
+
+    *inputs, state = saved
+    x, delta, a, write, read = inputs
+    plan = _plan(x, a, blocks)
+    states, _ = _pass_states(plan, x, delta, a, write, state, backward=False)
+    grad_states, grad_start = _pass_states(plan, grad_out, delta, a, read, grad_last, backward=True)
+    grad_x, grad_delta = empty_like_dense(x), empty_like_dense(delta)
+    grad_a = plan.empty(a, plan.num_chunks, plan.channels, plan.num_states)
+    shares = (plan.grid[1], plan.tokens, plan.num_states)
+    grad_write, grad_read = plan.empty(a, *shares), plan.empty(a, *shares)
+    input_gradients[plan.grid](
+        *(*inputs, grad_out, states, grad_states),
+        *(grad_x, grad_delta, grad_a, grad_write, grad_read),
+        *(stride for z in (*inputs, grad_out) for stride in z.stride()),
+        *plan.sizes,
+        # Ten tiles live through its loop: four warps would spill registers.
+        **(plan.constants() | {"num_warps": 8}),
+    )
+    return (
+        grad_x,
+        grad_delta,
+        grad_a.sum(dim=(0, 1)).to(a.dtype),
+        grad_write.sum(dim=1).to(write.dtype),
+        grad_read.sum(dim=1).to(read.dtype),
+        None if state is None else grad_start.to(state.dtype),
+    )
 
 
 def _pass_states(
@@ -206,7 +229,7 @@ def _pass_states(
     states, last = empty_like_dense(ends), plan.empty(a, plan.channels, plan.num_states)
     first = last if start is None else start
     block_s, block_c, num_warps = step_tile(plan.num_states, plan.channels)
-    block_c = min(block_c, MAX_BLOCK)
+    block_c = min(block_c, MAX_CHANNELS)
     pass_states[(plan.batch, cdiv(plan.channels, block_c))](
         *(a, ends, totals, first, states, last),
         *(*a.stride(), *first.stride(), plan.channels, plan.num_states, plan.num_chunks),

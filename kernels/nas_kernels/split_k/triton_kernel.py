@@ -93,7 +93,7 @@ def check_vector(name: str, values: Tensor | None, sizes: tuple[int, ...]) -> No
         raise ValueError(f"{name} has the shape {tuple(values.shape)}, but {allowed} is needed")
 
 
-def num_splits(blocks: int, steps: int, device: torch.device) -> int:
+def num_splits(blocks: int, steps: int, waves: int, device: torch.device) -> int:
     """Return into how many parts of at least two steps K is cut to occupy the device."""
-    wanted = 2 * num_multiprocessors(device) // max(blocks, 1)
+    wanted = waves * num_multiprocessors(device) // max(blocks, 1)
     return power_of_two_below(min(wanted, steps // 2, MOST_SPLITS))

@@ -24,6 +24,7 @@ from nas.export.huggingface.config_keys import (
     config_keys,
     registries_used,
 )
+from nas.export.huggingface.input_files import save_input_form
 from nas.export.huggingface.tokenizer_files import save_tokenizer
 from searchspace.files import read_json, write_json, write_text
 from searchspace.subnet import Subnet
@@ -63,6 +64,8 @@ class HuggingFaceExporter(WeightsAsStored):
             write_json(folder / "generation_config.json", special)
         if handover.tokenizer is not None:
             save_tokenizer(handover.tokenizer, folder, int(handover.task["seq_len"]))
+        if handover.input_form is not None:
+            save_input_form(handover.input_form, folder, int(handover.task["seq_len"]))
         return {"loaded_with": _loader(handover.arch.family.kind)}
 
     def load(self, folder: Path) -> Loaded:
@@ -91,7 +94,7 @@ def load_model(folder: Path, **options: Any) -> Any:
     Raises:
         UserError: when there is no config.
     """
-    _modules_cache()
+    modules_cache()
     import transformers
 
     auto_map = read_json(folder / "config.json", "model config")["auto_map"]
@@ -101,7 +104,7 @@ def load_model(folder: Path, **options: Any) -> Any:
 
 
 @functools.cache
-def _modules_cache() -> Path:
+def modules_cache() -> Path:
     """Let transformers copy models' code to a folder that goes with this process.
 
     Its usual place is in the user's home, where it would stay.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from nas.tasks.input_forms import byte_backend
 from nas.tasks.tokenizers import END_OF_TEXT, TOKENIZER_FILE, ByteTokenizer, Tokenizer
 from searchspace.files import write_json, write_text
 
@@ -21,7 +21,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_tokens: int) -> None:
         max_tokens: what transformers shortens text to when asked to truncate.
     """
     if isinstance(tokenizer, ByteTokenizer):
-        write_text(folder / TOKENIZER_FILE, _byte_backend().to_str(pretty=True) + "\n")
+        write_text(folder / TOKENIZER_FILE, byte_backend(END_OF_TEXT).to_str(pretty=True) + "\n")
     else:
         tokenizer.save(folder / TOKENIZER_FILE)
     facts = {
@@ -31,24 +31,9 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_tokens: int) -> None:
         "pad_token": tokenizer.end_name,
         "padding_side": "left",
         "model_max_length": max_tokens,
+        "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
         # Text that happens to spell the end's name is text, not the end of it.
         "split_special_tokens": True,
     }
     write_json(folder / "tokenizer_config.json", facts)
-
-
-def _byte_backend() -> Any:
-    """Return a tokenizer of Hugging Face with a token per byte and end-of-text as token 256."""
-    import tokenizers as hf
-
-    # Bytes that cannot be printed stand for characters above all bytes, in their order.
-    chars = sorted(hf.pre_tokenizers.ByteLevel.alphabet())
-    unprintable = [byte for byte in range(256) if chr(byte) not in chars]
-    vocabulary = {char: ord(char) for char in chars if ord(char) < 256}
-    vocabulary |= dict(zip((char for char in chars if ord(char) > 255), unprintable, strict=True))
-    backend = hf.Tokenizer(hf.models.BPE(vocabulary, []))
-    backend.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = hf.decoders.ByteLevel()
-    backend.add_special_tokens([END_OF_TEXT])
-    return backend

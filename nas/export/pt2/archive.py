@@ -58,6 +58,20 @@ def save_program(program: ExportedProgram, path: Path) -> None:
     write_file(path, lambda stream: torch.export.save(program, stream))
 
 
+def without_weights(program: ExportedProgram, other: ExportedProgram) -> None:
+    """Leave out of a program the weights that another one has under the same names.
+
+    In their place stand tensors of that shape which have a single value: not a number, so that a
+    program which was not given its weights says nothing that could be taken for a result.
+    """
+    for name, tensor in program.state_dict.items():
+        if name in other.state_dict and tensor.shape == other.state_dict[name].shape:
+            value = torch.nan if tensor.is_floating_point() else 0
+            held = torch.full((), value, dtype=tensor.dtype).expand(tensor.shape)
+            is_weight = isinstance(tensor, torch.nn.Parameter)
+            program.state_dict[name] = torch.nn.Parameter(held, False) if is_weight else held
+
+
 def load_program(folder: Path, name: str) -> ExportedProgram:
     """Read what `save_program` wrote.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nas.export.base import ExportFailed, Handover, Session, WeightsAsStored
-from nas.export.pt2.archive import load_program, save_program
+from nas.export.pt2.archive import load_program, save_program, without_weights
 from nas.export.pt2.programs import decode_program, prefill_program, whole_program
 from nas.export.quiet import quiet
 from searchspace.errors import UserError
@@ -27,6 +27,14 @@ FACTS = "programs.json"
 
 class ProgramExporter(WeightsAsStored):
     """One program of an encoder or ViT; of a decoder one for prompts and one for further tokens.
+
+    The weights lie in the one for prompts; the other one gets them when it is loaded, as in
+
+        prefill, decode = (torch.export.load(name) for name in ("prefill.pt2", "decode.pt2"))
+        decode.state_dict.update(prefill.state_dict)
+
+    A module of a program checks every input unless its `validate_inputs` is set to false, which in
+    a small network takes as long as computing the next token.
 
     Load only files that you trust with `torch.export.load`; see `nas.export.pt2.archive`.
     """
@@ -54,9 +62,12 @@ class ProgramExporter(WeightsAsStored):
             try:
                 if handover.arch.family.causal:
                     decode = decode_program(handover.subnet)
+                    prefill = prefill_program(handover.subnet)
+                    save_program(prefill, folder / PREFILL)
+                    without_weights(decode.program, prefill)
                     save_program(decode.program, folder / DECODE)
-                    save_program(prefill_program(handover.subnet), folder / PREFILL)
                     facts |= {"programs": [PREFILL, DECODE], "state": decode.state}
+                    facts |= {"weights": PREFILL}
                 else:
                     save_program(whole_program(handover.subnet), folder / PROGRAM)
                     facts |= {"programs": [PROGRAM]}
@@ -67,17 +78,18 @@ class ProgramExporter(WeightsAsStored):
 
     def load(self, folder: Path) -> LoadedProgram:
         """Return the programs in use; see `Exporter.load`."""
-        names = self._programs(folder)
-        with quiet():
-            return LoadedProgram(*(load_program(folder, name).module() for name in names))
-
-    def _programs(self, folder: Path) -> list[str]:
-        """Return the names of a folder's programs."""
         facts = read_small_json(folder, FACTS, "list of programs")
         names = facts.get("programs") if isinstance(facts, dict) else None
         if names not in ([PROGRAM], [PREFILL, DECODE]):
             raise UserError(f"{folder / FACTS} names no programs of ours; export it again")
-        return list(names)
+        with quiet():
+            programs = [load_program(folder, name) for name in names]
+            if facts.get("weights") == PREFILL:
+                programs[-1].state_dict.update(programs[0].state_dict)
+            modules: list[Any] = [program.module() for program in programs]
+        for module in modules:
+            module.validate_inputs = False
+        return LoadedProgram(*modules)
 
 
 def _unrecorded(spec: MixerSpec) -> str:

@@ -27,6 +27,7 @@ from nas.export.onnx.graphs import (
     tokens_hint,
 )
 from nas.export.onnx.states import growing
+from nas.export.pt2.lean import lean
 from nas.export.pt2.scans import add_scans
 from nas_kernels.recurrence import one_operator_each
 from searchspace.ends import Position, example_inputs
@@ -220,6 +221,7 @@ def _exported(module: nn.Module, inputs: tuple[Any, ...], sizes: Any) -> Exporte
         program = torch.export.export(module, inputs, dynamic_shapes=sizes, strict=False)
         # Buffers for many tokens that nothing reads, of which only the sizes counted.
         program.graph_module.graph.eliminate_dead_code()
+        program = lean(program)
         add_scans(program)
         _reshape(program)
         return program

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +13,17 @@ from torch import Tensor, nn
 
 from hw_profiles.backends import cuda
 from hw_profiles.backends.base import UnsupportedError
-from hw_profiles.backends.cuda import CudaBackend
+from hw_profiles.backends.cuda import CudaBackend, precisions
 from hw_profiles.backends.cuda import device as cuda_device
 from hw_profiles.backends.cuda.clock import CudaClock
 from hw_profiles.backends.cuda.graph_call import GraphCall, PlainCall, num_repeats
 from hw_profiles.backends.cuda.replicas import Replica
 from hw_profiles.backends.eager import runner
+from hw_profiles.device import Device
+from hw_profiles.latency_table import LatencyTable
+from hw_profiles.profiler.filling import Filling
+from hw_profiles.roofline import Peaks, cuda_products, measured_peaks
+from hw_profiles.samples import Timing
 from hw_profiles.timing import Sentinel, time_interleaved
 from hw_profiles.workload import decode, prefill
 from searchspace.mixers.attention import causal_mask
@@ -167,6 +174,82 @@ def test_low_bit_maps_without_a_kernel_are_refused(gpu: FakeGpu, precision: str)
     for replica in call.kept:
         if isinstance(replica, Replica):
             assert not any(child._forward_pre_hooks for child in replica.module.modules())
+
+
+def test_with_kernels_they_run_on_any_number_of_rows(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precisions, "use_triton", lambda *given: True)
+    module, inputs = make(FFNSpec(32, "relu", 64, precision="int4"), decode(1, 8))
+    assert isinstance(CudaBackend().prepare(module, inputs, decode(1, 8)), GraphCall)
+
+
+def test_fp8_is_refused_where_it_would_be_dequantised(gpu: FakeGpu) -> None:
+    module, inputs = make(FFNSpec(32, "relu", 64, precision="fp8"), prefill(1, 64))
+    with pytest.raises(UnsupportedError, match=r"a fp8 map of 32 to 64.*capability 8\.9"):
+        CudaBackend().prepare(module, inputs, prefill(1, 64))
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "short", "given_back"),
+    [([60], False, 0), ([10, 60], False, 1), ([10, 10], True, 1)],
+)
+def test_memory_is_given_back_before_it_is_called_short(
+    gpu: FakeGpu,
+    monkeypatch: pytest.MonkeyPatch,
+    free_gib: list[int],
+    short: bool,
+    given_back: int,
+) -> None:
+    calls: list[int] = []
+    readings = iter(free_gib)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (next(readings) << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(1))
+    assert cuda.short_of_memory() == short
+    assert len(calls) == given_back
+
+
+def test_a_table_forgets_prepared_calls_where_memory_is_short(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    backend, workload = CudaBackend(), prefill(1, 3)
+    monkeypatch.setattr(cuda_device, "driver_version", lambda: "570.86.15")
+    table = LatencyTable(Device.current(backend), (workload,), 1000.0)
+    filling = Filling(table, tmp_path / "table.json", backend, (workload,), 0, False)
+    answers = {"short": False}
+    monkeypatch.setattr(cuda, "short_of_memory", lambda: answers["short"])
+    first, second = FFN, FFNSpec(24, "relu", 16)
+    filling._prepare([first])
+    filling._prepare([second])
+    assert set(filling._kept) == {first, second}
+    answers["short"] = True
+    filling._prepare([second])
+    assert set(filling._kept) == {second}
+
+
+def test_peaks_are_measured_in_graphs(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small copies and operators, launched one by one, would show how fast Python is."""
+    small = functools.partial(cuda_products.cuda_products, size=64)
+    monkeypatch.setattr(measured_peaks, "cuda_products", small)
+    monkeypatch.setattr(measured_peaks, "COPY_BYTES", {"cuda": (1 << 10, 1 << 14)})
+    monkeypatch.setattr(measured_peaks, "ROUNDS", 2)
+    seen: dict[str, object] = {}
+
+    def time_all(targets: dict[str, object], **options: object) -> dict[str, Timing]:
+        seen.update(targets)
+        for call in targets.values():
+            call()  # type: ignore[operator]
+        return {name: Timing(1.0, 2.0, 0.0, 2, 1.0) for name in targets}
+
+    monkeypatch.setattr(measured_peaks, "time_interleaved", time_all)
+    peaks = measured_peaks.measure_peaks(CudaBackend(), reference_us=1000.0)
+    graphs = {name for name, call in seen.items() if isinstance(call, GraphCall)}
+    assert {"op", "1024", "16384"} < graphs and "view" not in seen
+    assert {"fp32", "bf16", "fp16", "int8"} == set(peaks.gflops)
+    assert peaks.gflops["fp32"] == pytest.approx(2 * 64**3 / 2.0 / 1e3)
+    assert all(0 < rate < float("inf") for rate in peaks.copy_gb_s.values())
+    assert peaks.op_us > 100 * peaks.view_us > 0
+    assert Peaks.from_dict(peaks.to_dict()) == peaks
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,15 +10,27 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hw_profiles.backends.cuda import device as cuda_device
-from hw_profiles.backends.cuda import graph_call
+from hw_profiles.backends.cuda import graph_call, precisions
 from hw_profiles.backends.cuda.graph_call import ReadTensors, num_repeats
-from hw_profiles.backends.cuda.precisions import lacking_kernel
+from hw_profiles.backends.cuda.precisions import OWN_KERNELS, lacking_kernel
 from hw_profiles.backends.cuda.replicas import MAX_REPLICAS, Replica, num_replicas, replicate
 from hw_profiles.backends.eager import runner
+from hw_profiles.roofline.operator_work import OperatorCounter
 from hw_profiles.workload import Workload, decode, prefill
-from nas_kernels import int4_linear, int8_linear, int8_weight_linear
+from nas_kernels import (
+    dispatch,
+    fp8_linear,
+    int4_linear,
+    int8_linear,
+    int8_weight_linear,
+    ternary_linear,
+)
+from nas_kernels.constants import cached_constant
+from searchspace.linear import Linear
+from searchspace.precisions import ternary
 from searchspace.specs import FFNSpec, MixerSpec
 from tests.hw_profiles.backends.conftest import CPU, make, relative_rms
 
@@ -103,8 +116,83 @@ def test_reading_is_told_from_making() -> None:
     assert found == {left.data_ptr(), right.data_ptr()}
 
 
+def test_what_kernels_read_from_caches_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch is no operator of PyTorch, so no mode sees what it reads."""
+    stand_ins = {"get_sync_debug_mode": lambda: 0, "set_sync_debug_mode": lambda mode: None}
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+
+    @cached_constant
+    def tile_lists(number: int) -> tuple[torch.Tensor, ...]:
+        return torch.arange(number), torch.ones(number)
+
+    before = tile_lists(5)
+    found = graph_call.tensors_read(lambda: tile_lists(5), None)  # type: ignore[arg-type]
+    for tensor in before:
+        assert any(tensor is other for other in found)
+    assert not tile_lists.__globals__["_users"]
+
+
+def test_kernels_run_where_reading_is_watched() -> None:
+    x = torch.ones(2)
+    assert dispatch._watched([x]) is None
+    with ReadTensors():
+        assert dispatch._watched([x]) is None
+        with OperatorCounter():
+            assert dispatch._watched([x]) == "operations are being intercepted"
+    with OperatorCounter(), ReadTensors():
+        assert dispatch._watched([x]) == "operations are being intercepted"
+    with FakeTensorMode(), ReadTensors():
+        assert dispatch._watched([x]) == "operations are being intercepted"
+
+
+@pytest.mark.parametrize("precision", OWN_KERNELS)
+def test_with_a_kernel_of_our_own_nothing_is_lacking(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def use_triton(operation: str, *tensors: object, **options: object) -> bool:
+        asked.append(operation)
+        return True
+
+    monkeypatch.setattr(precisions, "use_triton", use_triton)
+    for rows, out_features, in_features in ((1, 32, 64), (1, 30, 7), (17, 30, 60), (64, 64, 64)):
+        assert lacking_kernel(precision, rows, out_features, in_features, CPU) == ""
+    of_rule = set(asked)
+    asked.clear()
+    # The packed map asks about the same operation when it runs.
+    for module in (int8_linear, int8_weight_linear, int4_linear, ternary_linear, ternary):
+        monkeypatch.setattr(module, "use_triton", lambda *a, **k: use_triton(*a, **k) and False)
+    monkeypatch.setattr(ternary, "may_have_kernels", lambda x: True)
+    linear = Linear(32, 64, precision)
+    linear.reset(torch.Generator().manual_seed(0))
+    linear.pack()
+    linear(torch.ones(40, 32))
+    assert of_rule < {*asked} or of_rule == {*asked}
+
+
+@pytest.mark.parametrize(("capability", "sizes", "lacks"), [
+    ((9, 0), (1, 64, 32), False),
+    ((8, 9), (300, 16, 16), False),
+    ((8, 6), (300, 16, 16), True),
+    ((9, 0), (300, 20, 16), True),
+    ((9, 0), (300, 16, 8), True),
+])  # fmt: skip
+def test_fp8_needs_a_chip_and_multiples(
+    capability: tuple[int, int],
+    sizes: tuple[int, int, int],
+    lacks: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fp8_linear, "_capability", lambda device: capability)
+    assert ("8.9" in lacking_kernel("fp8", *sizes, torch.device("cuda", 0))) == lacks
+    assert "8.9" in lacking_kernel("fp8", *sizes, CPU)
+
+
 @pytest.mark.parametrize("precision", ["int8", "ternary", "int8_weight", "int4"])
-def test_the_rule_is_the_kernels_own(precision: str) -> None:
+def test_without_one_the_rule_is_that_of_pytorch(precision: str) -> None:
     for rows in (1, 8, 9, 16, 17, 32, 33, 128):
         for out_features, in_features in ((32, 64), (30, 64), (32, 60), (48, 96)):
             x = torch.zeros(rows, in_features, device="meta")
@@ -124,7 +212,8 @@ def test_the_rule_is_the_kernels_own(precision: str) -> None:
                 falls_back = few and not int8_weight_linear._has_kernel(on_gpu, weight)  # type: ignore[arg-type]
             else:
                 falls_back = not int8_linear._has_kernel(on_gpu, weight)  # type: ignore[arg-type]
-            assert bool(lacking_kernel(precision, rows, out_features, in_features)) == falls_back
+            lacks = lacking_kernel(precision, rows, out_features, in_features, CPU)
+            assert lacks.startswith("without Triton") == falls_back
 
 
 class FakeNvml:
