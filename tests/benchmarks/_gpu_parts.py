@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import importlib.util
 import json
 import math
 import re
@@ -18,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TESTED = ("tests/hw_profiles/backends/test_cuda_device.py", "tests/kernels")
+TESTED = ("tests/hw_profiles/backends/test_cuda_device.py", "tests/nas/test_training_cuda.py",
+          "tests/kernels")  # fmt: skip
 """What is tested on a GPU: what only runs there, and kernels, elsewhere in an interpreter."""
 TESTED_QUICKLY = ("tests/kernels/test_fp8_linear.py",)
 TRAINING = "tests.benchmarks.training_throughput"
@@ -38,14 +38,12 @@ class Part:
         weight: share of the budget, in relation to the others.
         command: arguments for Python, given the options, the part's folder and its budget in s.
         figures: what was found, read from the part's folder; anything missing is left out.
-        lacks: returns why it cannot be started at all; empty where it can.
     """
 
     name: str
     weight: float
     command: Callable[[Namespace, Path, float], list[str]]
     figures: Callable[[Path], dict[str, Any]]
-    lacks: Callable[[], str] = lambda: ""
 
 
 def tests_command(options: Namespace, folder: Path, budget_s: float) -> list[str]:
@@ -151,11 +149,6 @@ def training_figures(folder: Path) -> dict[str, Any]:
     return {f"{r['what']} {r['mode']} {r['precision']} tokens/s": r["tokens_s"] for r in rows}
 
 
-def training_lacks() -> str:
-    """Return that the benchmark is not there, if so."""
-    return "" if importlib.util.find_spec(TRAINING) else f"there is no {TRAINING}"
-
-
 PARTS = {
     part.name: part
     for part in (
@@ -163,7 +156,7 @@ PARTS = {
         Part("kernels", 3.0, kernels_command, kernels_figures),
         Part("profile", 3.0, profile_command, profile_figures),
         Part("latency_model", 2.5, latency_command, latency_figures),
-        Part("training", 1.5, training_command, training_figures, training_lacks),
+        Part("training", 1.5, training_command, training_figures),
     )
 }
 
