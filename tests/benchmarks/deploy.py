@@ -37,7 +37,7 @@ from nas.export import EXPORTERS
 from nas.front import uniform_networks
 from nas.pipeline import Pipeline
 from nas.progress import Reporter
-from nas.recovery import RecoveryRecipe, recover
+from nas.recovery import Recovery, RecoveryRecipe
 from searchspace.arch import Arch
 from searchspace.cost import arch_cost, weight_bytes
 from searchspace.errors import UserError
@@ -107,6 +107,8 @@ class Deployment:
         self.workloads = [
             Workload.parse(f"{phase}_b1_t{self.task.seq_len}") for phase in ("prefill", "decode")
         ]
+        recipe = RecoveryRecipe.of(config.train, arguments.recover, "fp32")
+        self.recovery = Recovery(recipe, config.seed, Reporter(quiet=True))
         self.sentinel_us = measured_sentinel(get_backend("eager")).reference_us
 
     def run(self) -> dict[str, Any]:
@@ -157,12 +159,7 @@ class Deployment:
 
     def recovered(self, arch: Arch) -> Subnet:
         """Return a network that has trained on alone."""
-        config = self.pipeline.config
-        recipe = RecoveryRecipe.of(config.train, self.arguments.recover, "fp32")
-        subnet, _ = recover(
-            self.pipeline.supernet, arch, self.task, recipe, config.seed, Reporter(quiet=True)
-        )
-        return subnet
+        return self.recovery(self.pipeline.supernet, arch, self.task)[0]
 
     def rows(
         self, networks: Mapping[str, Network], runtimes: Sequence[str]

@@ -100,31 +100,51 @@ def test_running_statistics_are_those_of_the_new_weights(
     assert facts.kept and facts.loss_after == validation_loss(subnet, task)
 
 
-def test_only_a_better_largest_network_teaches(
+def test_only_a_better_teacher_is_listened_to(
     supernet: Supernet, task: LanguageModelTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = replace(RECIPE, steps=2)
     largest, smallest = supernet.space.largest(), supernet.space.smallest()
-    losses = {
-        arch.id: validation_loss(supernet.extract(arch).eval(), task)
-        for arch in (largest, smallest)
-    }
-    _, facts = recover(supernet, smallest, task, few, 0, QUIET)
-    assert facts.distilled == (losses[largest.id] < losses[smallest.id])
-    assert not recover(supernet, largest, task, few, 0, QUIET)[1].distilled
-    assert not recover(supernet, smallest, task, replace(few, distillation=0.0), 0, QUIET)[
-        1
-    ].distilled
+    teacher = supernet.extract(largest).eval().requires_grad_(False)
+    better = validation_loss(teacher, task) < validation_loss(supernet.extract(smallest), task)
+    assert recover(supernet, smallest, task, few, 0, QUIET, teacher)[1].distilled == better
     real = held_out_loss
 
     def judged(model: Subnet, *args: Any) -> float:
-        return 0.0 if model.arch == largest else real(model, *args)
+        return 0.0 if model is teacher else real(model, *args)
 
     monkeypatch.setattr(nas.recovery, "held_out_loss", judged)
-    taught, facts = recover(supernet, smallest, task, few, 0, QUIET)
+    taught, facts = recover(supernet, smallest, task, few, 0, QUIET, teacher)
     assert facts.distilled
-    alone, _ = recover(supernet, smallest, task, replace(few, distillation=0.0), 0, QUIET)
+    undistilled = replace(few, distillation=0.0)
+    alone, facts = recover(supernet, smallest, task, undistilled, 0, QUIET, teacher)
+    assert not facts.distilled
     assert not torch.equal(taught.ends.head.weight, alone.ends.head.weight)
+
+
+def test_the_largest_network_recovers_once_and_teaches(
+    supernet: Supernet, task: LanguageModelTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Arch, Subnet | None]] = []
+
+    def spied(source: Supernet, arch: Arch, *args: Any) -> Any:
+        calls.append((arch, args[-1]))
+        return recover(source, arch, *args)
+
+    monkeypatch.setattr(nas.recovery, "recover", spied)
+    largest, smallest = supernet.space.largest(), supernet.space.smallest()
+    recovery = Recovery(RECIPE, 0, QUIET)
+    recovery(supernet, smallest, task)
+    (first, nobody), (second, teacher) = calls
+    assert (first, second, nobody) == (largest, smallest, None)
+    assert teacher is not None and teacher.arch == largest
+    network, facts = recovery(supernet, largest, task)
+    assert len(calls) == 2 and facts.loss_after == validation_loss(network, task)
+    with torch.no_grad():
+        network.ends.head.weight.zero_()  # a copy: whoever gets it may change it
+    assert teacher.ends.head.weight.any()
+    Recovery(replace(RECIPE, distillation=0.0), 0, QUIET)(supernet, smallest, task)
+    assert calls[2:] == [(smallest, None)]
 
 
 def test_a_loss_that_is_no_number_is_told(
@@ -177,7 +197,7 @@ def test_an_exported_folder_holds_the_recovered_network(
     assert recovered["test_loss"] < content["supernet_loss"]
     loss = content["formats"]["hf"]["verified"]["loss"]
     assert loss == pytest.approx(recovered["test_loss"], rel=1e-5)
-    expected, _ = recover(supernet, arch, task, RECIPE, 0, QUIET)
+    expected, _ = Recovery(RECIPE, 0, QUIET)(supernet, arch, task)
     inputs = torch.randint(0, task.vocab_size, (2, 17))
     torch.testing.assert_close(Subnet.load(tmp_path / "net")(inputs), expected(inputs))
 
