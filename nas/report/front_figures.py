@@ -23,7 +23,8 @@ from nas.report.figures import (
 )
 from nas.report.labels import place_labels
 from nas.report.markup import Markup, megabytes, number
-from nas.report.run_data import GROUPS, Network, RunData, numbers
+from nas.report.networks import Network, numbers
+from nas.report.run_data import GROUPS, RunData
 from nas.report.summary import loss_text
 
 LARGEST_AREA_PT2, SMALLEST_AREA_PT2 = 110.0, 9.0

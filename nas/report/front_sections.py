@@ -10,7 +10,8 @@ from nas.report.front_figures import (
 )
 from nas.report.layers import legend, mixer_colours, picture, strip, strip_legend, widest_ffn
 from nas.report.markup import Markup, fixed, join, megabytes, millions, number, percent, table, tag
-from nas.report.run_data import Network, RunData, numbers
+from nas.report.networks import Network, numbers
+from nas.report.run_data import RunData
 from nas.report.statistics import Comparison, bits, comparisons
 from nas.report.summary import loss_text, workload_words
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nas.report.markup import Markup, join, tag
-from nas.report.run_data import Network, finite, mapping
+from nas.report.networks import Network, finite, mapping
 
 MIXER_COLOURS = {
     "softmax": "#2f6fc4",

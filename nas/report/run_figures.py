@@ -21,7 +21,8 @@ from nas.report.figures import (
     scale_axis,
 )
 from nas.report.markup import Markup, fixed
-from nas.report.run_data import GROUPS, Network, RunData
+from nas.report.networks import Network
+from nas.report.run_data import GROUPS, RunData
 
 CURVE_COLOURS = {"largest": "#1d5fbf", "random": "#7b8494", "smallest": "#c2570c"}
 OTHER_CURVE_COLOURS = ("#15857c", "#b7791f", "#8b4bb0", "#b03a5b", "#4d6b2f")

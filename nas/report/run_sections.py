@@ -9,7 +9,8 @@ from typing import Any
 from nas.report.figures import COLOURS, NAMES
 from nas.report.front_sections import figure
 from nas.report.markup import Markup, fixed, join, number, table, tag
-from nas.report.run_data import RunData, finite, mapping
+from nas.report.networks import finite, mapping
+from nas.report.run_data import RunData
 from nas.report.run_figures import (
     bars,
     hypervolume_curve,

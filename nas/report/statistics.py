@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import kendalltau
 
-from nas.report.run_data import Network, RunData, finite, mapping
+from nas.report.networks import Network, finite, mapping
+from nas.report.run_data import RunData
 
 
 def bits(nats: float | None) -> float | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from nas.report.markup import Markup, fixed, megabytes, number, percent, tag
-from nas.report.run_data import Network, RunData, finite, mapping, numbers
+from nas.report.networks import Network, finite, mapping, numbers
+from nas.report.run_data import RunData
 from nas.report.statistics import bits, latency_error, smallest_by
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nas.report.markup import fixed, megabytes, number, percent
-from nas.report.run_data import Network, RunData, from_parts
+from nas.report.networks import Network
+from nas.report.run_data import RunData, from_parts
 from nas.report.statistics import bits
 from nas.report.summary import verdict
 
