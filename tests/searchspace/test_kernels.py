@@ -41,6 +41,7 @@ EXPECTED = {
     "linear_scan",
     "norms",
     "quantize_activations",
+    "quantize_fp8",
     "selective_scan",
     "ternary_linear",
 }
