@@ -32,6 +32,15 @@ def block_size(tokens: int, window: int) -> int:
     return block if isinstance(tokens, torch.SymInt) else min(tokens, block)
 
 
+def padding(tokens: int, block: int) -> int:
+    """Return how many tokens `band_sums` puts behind others, so that all blocks are whole."""
+    tail = -tokens % block
+    if isinstance(tokens, torch.SymInt) and tokens <= block:
+        # A graph for any number of tokens that is recorded with one block would have one always.
+        return tail + block
+    return tail
+
+
 @cached_constant
 def band_index(
     block: int, window: int, causal: bool, device: torch.device
@@ -65,7 +74,7 @@ def band_sums(padded_BTHE: Tensor, band_NHIM: Tensor) -> Tensor:
     """
     block, seen = band_NHIM.shape[-2:]
     tokens = padded_BTHE.shape[1] - (seen - block)
-    tail = -tokens % block
+    tail = padding(tokens, block)
     if tail:
         padded_BTHE = F.pad(padded_BTHE, (0, 0, 0, 0, 0, tail))
     seen_BNHME = padded_BTHE.unfold(1, seen, block).transpose(-1, -2)

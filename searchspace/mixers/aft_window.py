@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from searchspace.linear import Linear, project
 from searchspace.mixers._bounded import require_room
-from searchspace.mixers._windows import band_index, band_sums, block_size, sides
+from searchspace.mixers._windows import band_index, band_sums, block_size, padding, sides
 from searchspace.mixers.aft import BIAS_STD, FactorisedAft, average, bounded_exp, weigh
 from searchspace.mixers.base import ATTENTION_AXES, Mixer, MixerState
 from searchspace.specs import MixerSpec
@@ -77,8 +77,8 @@ class AftLocal(FactorisedAft):
         window = int(self.option("window"))
         before, after = sides(window, self.causal)
         block = block_size(tokens, window)
-        padded = tokens + -tokens % block
-        room = block + window
+        padded = tokens + padding(tokens, block)
+        room = 2 * block + window
         query_TR = rows(self.aft_query_position, start, start + padded, room)
         query_NIR = query_TR.unflatten(0, (-1, block))
         key_TR = rows(self.aft_key_position, start - before, start + padded + after, room)

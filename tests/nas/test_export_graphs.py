@@ -255,3 +255,15 @@ def test_every_mixer_has_programs_for_any_sizes_or_a_reason(mixer: str, tmp_path
         loaded, subnet = written(ProgramExporter(), arch, folder)
         shapes = (*SHAPES, (2, 64), (1, 129))
         assert worst_difference(loaded, subnet, shapes) < ProgramExporter.max_difference
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", ["aft_local", "aft_conv", "sliding_window"])
+def test_the_most_tokens_may_need_one_block_more_than_the_recorded(
+    mixer: str, tmp_path: Path
+) -> None:
+    family = Family("encoder", 3, "class_token", "learned", max_tokens=64, pad_token=39)
+    arch = Arch(32, 8, 40, (_layer(mixer),), family)
+    loaded, subnet = written(ProgramExporter(), arch, tmp_path)
+    difference = worst_difference(loaded, subnet, ((2, 5), (1, 53), (2, 63), (2, 64)))
+    assert difference < ProgramExporter.max_difference
