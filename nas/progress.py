@@ -39,7 +39,7 @@ class Reporter:
         if not self.quiet:
             from rich.console import Console
 
-            Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+            Console(stderr=True, highlight=False).print(text, soft_wrap=True, markup=False)
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Progress]:
