@@ -1,7 +1,8 @@
-"""How the input of a linear map is rounded: not at all, or to int8 with a scale per token."""
+"""How the input of a linear map is rounded: not at all, or with a scale per token."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -48,23 +49,38 @@ class FloatActivations:
         return x
 
 
-class Int8Activations:
-    """Symmetric int8 with one scale per token, so that tokens do not depend on each other."""
+class PerTokenActivations:
+    """A grid with one scale per token, so that tokens do not depend on each other.
+
+    Args:
+        fake_quantize: rounds each token to its grid, in floating point.
+        quantize: returns values and scales.
+        quantized: the type of what `quantize` returns.
+    """
+
+    def __init__(
+        self,
+        fake_quantize: Callable[[Tensor], Tensor],
+        quantize: Callable[[Tensor], Any],
+        quantized: type,
+    ) -> None:
+        self._fake_quantize, self._quantize = fake_quantize, quantize
+        self._quantized = quantized
 
     def round(self, x: Tensor | RoundedActivations) -> RoundedActivations:
-        """Round each token to its int8 grid, in floating point."""
+        """Round each token to its grid, in floating point."""
         if isinstance(x, RoundedActivations):
             return x
-        return RoundedActivations(fake_quantize_activations(x))
+        return RoundedActivations(self._fake_quantize(x))
 
     def values(self, x: Tensor | RoundedActivations) -> Tensor:
         """Return the rounded values."""
         return self.round(x).values
 
-    def quantize(self, x: Tensor | QuantizedActivations) -> QuantizedActivations:
-        """Return int8 values and scales."""
-        return x if isinstance(x, QuantizedActivations) else quantize_activations(x)
+    def quantize(self, x: Any) -> Any:
+        """Return rounded values and scales."""
+        return x if isinstance(x, self._quantized) else self._quantize(x)
 
 
 FLOAT = FloatActivations()
-INT8 = Int8Activations()
+INT8 = PerTokenActivations(fake_quantize_activations, quantize_activations, QuantizedActivations)

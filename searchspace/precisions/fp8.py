@@ -14,26 +14,10 @@ from nas_kernels.fp8_linear import (
     quantize_activations,
     quantize_weight,
 )
-from searchspace.precisions.activations import Activations, RoundedActivations
+from searchspace.precisions.activations import Activations, PerTokenActivations
 from searchspace.precisions.base import Runtime
 
-
-class PerToken:
-    """Activations in e4m3 with one scale per token, so that tokens do not depend on each other."""
-
-    def round(self, x: Tensor | RoundedActivations) -> RoundedActivations:
-        """Round each token to its fp8 grid, in floating point."""
-        if isinstance(x, RoundedActivations):
-            return x
-        return RoundedActivations(fake_quantize_activations(x))
-
-    def values(self, x: Tensor | RoundedActivations) -> Tensor:
-        """Return the rounded values."""
-        return self.round(x).values
-
-    def quantize(self, x: Tensor | Fp8Activations) -> Fp8Activations:
-        """Return fp8 values and scales."""
-        return x if isinstance(x, Fp8Activations) else quantize_activations(x)
+E4M3 = PerTokenActivations(fake_quantize_activations, quantize_activations, Fp8Activations)
 
 
 class Fp8:
@@ -48,7 +32,7 @@ class Fp8:
 
     name = "fp8"
     bits = 8
-    activations: Activations = PerToken()
+    activations: Activations = E4M3
 
     def fake_weight(self, weight_NK: Tensor) -> Tensor:
         """Round each row to its fp8 grid."""
